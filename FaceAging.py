@@ -1,0 +1,608 @@
+"""Conditional adversarial autoencoder for age progression and regression (Zhang, Song, Qi, CVPR 2017).
+
+`FaceAging` holds the four networks, their losses and one training step, the training loop with its checkpoints, and the
+aging of faces. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
+"""
+
+import csv
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+import dataset
+import ops
+import pictures
+from dataset import AGE_BOUNDS, FEMALE, MALE, AgeBins, Face, InputError, gender_labels
+
+PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
+D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
+D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
+D_IMG_FC_LENGTH = 1024
+HISTOGRAM_STEPS = 50  # from one histogram of z and the logits to the next
+CHECKPOINT_EPOCHS = 5
+CHECKPOINT_SECONDS = 600
+FACES_PER_SHEET = 10
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
+REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # of weights in the reference program's checkpoints, where they differ
+GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
+
+
+class FaceAging:
+    """The CAAE: encoder E, generator G, discriminators D_z (on the latent code) and D_img (on images).
+
+    E(images) -> z [N, num_z_channels] in (-1, 1); G([z, ages, genders]) -> images [N, S, S, C] in (-1, 1);
+    D_z(z) and D_img([images, ages, genders]) -> logits [N, 1]. Images go in as float32 in [-1, 1], labels as vectors in
+    {-1, +1}: ages [N, num_categories], genders [N, 2]. Constructing neither writes nor locks anything; it seeds the global
+    random generators of Python, NumPy and TensorFlow with `seed`, from which the initial weights come.
+
+    Arguments (defaults are the reference program's): size_image in pixels, a power of two; size_kernel, the convolutions'
+    width in pixels; size_batch in faces; num_input_channels 1 (grey) or 3; num_encoder_channels and num_gen_channels, of
+    the encoder's first and the generator's widest layer; num_z_channels, the length of the latent code; num_categories,
+    the number of age bins; tile_ratio, how long the labels are beside z; age_bounds, the last age of each bin but the last;
+    save_dir, where a run is kept; precision, a Keras dtype policy: float32, mixed_bfloat16 or mixed_float16.
+
+    Raises InputError where the sizes fit no network.
+    """
+
+    def __init__(
+        self,
+        size_image: int = 128,
+        size_kernel: int = 5,
+        size_batch: int = 100,
+        num_input_channels: int = 3,
+        num_encoder_channels: int = 64,
+        num_z_channels: int = 50,
+        num_categories: int = 10,
+        num_gen_channels: int = 1024,
+        tile_ratio: float = 1.0,
+        age_bounds: Sequence[int] = AGE_BOUNDS,
+        save_dir: str | Path = "save",
+        precision: str = "float32",
+        seed: int = 2017,
+    ):
+        self.config = {
+            "size_image": size_image,
+            "size_kernel": size_kernel,
+            "size_batch": size_batch,
+            "num_input_channels": num_input_channels,
+            "num_encoder_channels": num_encoder_channels,
+            "num_z_channels": num_z_channels,
+            "num_categories": num_categories,
+            "num_gen_channels": num_gen_channels,
+            "tile_ratio": tile_ratio,
+            "age_bounds": list(age_bounds),
+            "precision": precision,
+            "seed": seed,
+        }
+        self.size_image = size_image
+        self.size_kernel = size_kernel
+        self.size_batch = size_batch
+        self.num_input_channels = num_input_channels
+        self.num_encoder_channels = num_encoder_channels
+        self.num_z_channels = num_z_channels
+        self.num_categories = num_categories
+        self.num_gen_channels = num_gen_channels
+        self.tile_ratio = tile_ratio
+        self.bins = AgeBins(age_bounds)
+        self.save_dir = Path(save_dir)
+        self.precision = precision
+        self.seed = seed
+        # stride-2 layers of E and G; they leave a map of 2 * (size_kernel // 2) pixels, 4 at the defaults
+        self.num_layers = int(np.log2(size_image)) - size_kernel // 2
+        self._check_sizes()
+
+        keras.utils.set_random_seed(seed)
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            self.E = self._encoder()
+            self.G = self._generator()
+            self.D_z = self._discriminator_z()
+            self.D_img = self._discriminator_img()
+            self.variables = {
+                "EG": self.E.trainable_variables + self.G.trainable_variables,
+                "D_z": self.D_z.trainable_variables,
+                "D_img": self.D_img.trainable_variables,
+            }
+            self.optimizers = {name: self._optimizer() for name in self.variables}
+        finally:
+            keras.config.set_dtype_policy(policy)
+        # where training stands: epoch and batch are those to come next, step counts every batch ever trained
+        self.epoch = tf.Variable(1, dtype=tf.int64, trainable=False)
+        self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def _check_sizes(self):
+        if self.size_image & (self.size_image - 1) or self.num_layers < 1:
+            raise InputError(
+                f"image size {self.size_image} is not a power of two that a kernel of {self.size_kernel} fits"
+            )
+        if self.num_gen_channels % 2 ** (self.num_layers + 1):
+            raise InputError(
+                f"{self.num_gen_channels} generator channels cannot be halved {self.num_layers + 1} times: "
+                f"take a multiple of {2 ** (self.num_layers + 1)}"
+            )
+        if self.num_categories != len(self.bins):
+            raise InputError(f"num_categories is {self.num_categories}, but the age bounds make {len(self.bins)} bins")
+
+    # The networks (paper: section 3, figure 3). Sizes beside the lines are those of the defaults.
+
+    def _image_input(self):
+        return keras.Input([self.size_image, self.size_image, self.num_input_channels], name="images")
+
+    def _label_inputs(self):
+        return keras.Input([self.num_categories], name="ages"), keras.Input([2], name="genders")
+
+    def _encoder(self) -> keras.Model:
+        images = x = self._image_input()  # [batch, 128, 128, 3]
+        for i in range(self.num_layers):
+            x = ops.conv2d(x, self.num_encoder_channels * 2**i, self.size_kernel, name=f"E_conv{i}")
+            x = layers.ReLU()(x)  # [batch, 64, 64, 64] ... [batch, 4, 4, 1024]
+        x = layers.Flatten()(x)
+        x = ops.fc(x, self.num_z_channels, name="E_fc")
+        return keras.Model(images, ops.float32_output(x, "tanh"), name="E")  # [batch, 50]
+
+    def _generator(self) -> keras.Model:
+        z = keras.Input([self.num_z_channels], name="z")
+        ages, genders = self._label_inputs()
+        # each label is tiled to about the length of z, so that it is heard beside it
+        tiled_length = self.num_z_channels * self.tile_ratio
+        x = ops.concat_label(z, ages, max(1, int(tiled_length / self.num_categories)))
+        x = ops.concat_label(x, genders, max(1, int(tiled_length / 2)))  # [batch, 150]
+        size_mini_map = self.size_image // 2**self.num_layers
+        x = ops.fc(x, size_mini_map**2 * self.num_gen_channels, name="G_fc")
+        x = layers.Reshape([size_mini_map, size_mini_map, self.num_gen_channels])(x)
+        x = layers.ReLU()(x)  # [batch, 4, 4, 1024]
+        for i in range(self.num_layers):
+            x = ops.deconv2d(x, self.num_gen_channels // 2 ** (i + 1), self.size_kernel, name=f"G_deconv{i}")
+            x = layers.ReLU()(x)  # [batch, 8, 8, 512] ... [batch, 128, 128, 32]
+        n = self.num_layers
+        x = ops.deconv2d(x, self.num_gen_channels // 2 ** (n + 1), self.size_kernel, stride=1, name=f"G_deconv{n}")
+        x = layers.ReLU()(x)  # [batch, 128, 128, 16]
+        x = ops.deconv2d(x, self.num_input_channels, self.size_kernel, stride=1, name=f"G_deconv{n + 1}")
+        return keras.Model([z, ages, genders], ops.float32_output(x, "tanh"), name="G")  # [batch, 128, 128, 3]
+
+    def _discriminator_z(self) -> keras.Model:
+        z = x = keras.Input([self.num_z_channels], name="z")
+        for i, length in enumerate(D_Z_LENGTHS):
+            x = ops.fc(x, length, name=f"D_z_fc{i}")
+            x = layers.ReLU()(ops.batch_norm(x, name=f"D_z_bn{i}"))
+        logits = ops.fc(x, 1, name=f"D_z_fc{len(D_Z_LENGTHS)}")
+        return keras.Model(z, ops.float32_output(logits), name="D_z")  # [batch, 1]
+
+    def _discriminator_img(self) -> keras.Model:
+        images = x = self._image_input()
+        ages, genders = self._label_inputs()
+        for i, channels in enumerate(D_IMG_CHANNELS):
+            x = ops.conv2d(x, channels, self.size_kernel, name=f"D_img_conv{i}")
+            x = layers.ReLU()(ops.batch_norm(x, name=f"D_img_bn{i}"))
+            if i == 0:
+                x = ops.concat_label(x, ages)
+                x = ops.concat_label(x, genders, max(1, self.num_categories // 2))  # [batch, 64, 64, 16 + 10 + 10]
+        x = layers.Flatten()(x)  # [batch, 8 * 8 * 128]
+        x = ops.lrelu(ops.fc(x, D_IMG_FC_LENGTH, name="D_img_fc1"))
+        logits = ops.fc(x, 1, name="D_img_fc2")
+        return keras.Model([images, ages, genders], ops.float32_output(logits), name="D_img")  # [batch, 1]
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, which the reference program ran with
+        optimizer = keras.optimizers.Adam(beta_1=0.5, epsilon=1e-8)
+        if self.precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        return optimizer
+
+    # The losses and the step (paper: equations 3 to 6).
+
+    def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
+        """One pass through the four networks: z [N, 50], G [N, S, S, C] and the logits [N, 1] of real and generated."""
+        images, ages, genders, z_prior = (tf.convert_to_tensor(x) for x in (images, ages, genders, z_prior))
+        z = self.E(images, training=training)
+        generated = self.G([z, ages, genders], training=training)
+        return {
+            "z": z,
+            "G": generated,
+            "D_z_logits": self.D_z(z, training=training),
+            "D_z_prior_logits": self.D_z(z_prior, training=training),
+            "D_G_logits": self.D_img([generated, ages, genders], training=training),
+            "D_input_logits": self.D_img([images, ages, genders], training=training),
+        }
+
+    def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
+        """The reference program's losses, float32 scalars: means over the batch of
+
+        images [N, S, S, C] in [-1, 1], ages [N, num_categories] and genders [N, 2] in {-1, +1}, z_prior [N, 50] in (-1, 1).
+        Where the paper has L2 for the reconstruction (equation 4), the reference program and we have L1.
+        """
+        return self._losses(images, self.forward(images, ages, genders, z_prior, training))
+
+    @staticmethod
+    def _losses(images, out) -> dict[str, tf.Tensor]:
+        def cross_entropy(logits, target):
+            return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
+
+        return {
+            "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
+            "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),
+            "G_img_loss": cross_entropy(out["D_G_logits"], 1.0),
+            "D_z_loss_prior": cross_entropy(out["D_z_prior_logits"], 1.0),
+            "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
+            "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
+            "D_img_loss_G": cross_entropy(out["D_G_logits"], 0.0),
+            "tv_loss": total_variation(out["G"]),
+        }
+
+    @tf.function
+    def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
+        """Update every network once on a batch; gives the losses and what the histograms show.
+
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 [3], those of G_img_loss,
+        E_z_loss and tv_loss beside the reconstruction's 1.
+        """
+        images = ops.to_network_range(images)
+        with tf.GradientTape(persistent=True) as tape:
+            out = self.forward(images, ages, genders, z_prior)
+            losses = self._losses(images, out)
+            extra = tf.stack([losses["G_img_loss"], losses["E_z_loss"], losses["tv_loss"]])
+            goals = {
+                "EG": losses["EG_loss"] + tf.reduce_sum(loss_weights * extra),
+                "D_z": losses["D_z_loss_prior"] + losses["D_z_loss_z"],
+                "D_img": losses["D_img_loss_input"] + losses["D_img_loss_G"],
+            }
+            goals = {name: self.optimizers[name].scale_loss(goal) for name, goal in goals.items()}
+        # every gradient first, then every update: one simultaneous step
+        gradients = {name: tape.gradient(goal, self.variables[name]) for name, goal in goals.items()}
+        for name, gradient in gradients.items():
+            self.optimizers[name].apply(gradient, self.variables[name])
+        return losses, {name: value for name, value in out.items() if name != "G"}
+
+    # Training.
+
+    def train(
+        self,
+        faces: Sequence[Face],
+        num_epochs: int = 50,
+        learning_rate: float = 2e-4,
+        decay_rate: float = 1.0,
+        loss_weights: Sequence[float] = (1e-4, 1e-4, 1e-4),
+        use_trained_model: bool = True,
+        balance: bool = False,
+        notes: dict | None = None,
+    ) -> None:
+        """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
+
+        loss_weights are those of G_img_loss, E_z_loss and tv_loss; the learning rate is multiplied by decay_rate every
+        2 epochs. Without use_trained_model, ten epochs at weights (0, 0, 0) come first and carry over. With balance the
+        age bins are drawn equally. `notes` are kept in config.json beside what the constructor was given.
+        Raises InputError for a set smaller than one batch, or where save_dir holds another model.
+        """
+        training, held_out = dataset.split(faces, self.seed)
+        num_batches = len(training) // self.size_batch
+        if num_batches == 0:
+            raise InputError(
+                f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
+                f"pass --batch_size {len(training)} or less"
+            )
+        if self.load_checkpoint():
+            print(f"Going on with epoch {epoch_name(int(self.epoch))} at step {int(self.step)}")
+        elif not use_trained_model:
+            self.epoch.assign(1 - PRETRAINING_EPOCHS)
+        self._build_optimizers()
+        self._write_config(notes or {})
+        manager = tf.train.CheckpointManager(
+            self._checkpoint(), self.save_dir / "checkpoint", 2, checkpoint_name="model"
+        )
+        images, ages, genders = self._load_faces(held_out)
+        pictures.save_image(self.save_dir / "test/input.png", pictures.grid(images[:FACES_PER_SHEET]))
+
+        with Record(self.save_dir, int(self.step)) as record:
+            saved_at = time.monotonic()
+            for epoch in range(int(self.epoch), num_epochs + 1):
+                rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
+                for optimizer in self.optimizers.values():
+                    optimizer.learning_rate.assign(rate)
+                weights = tf.constant(loss_weights if epoch > 0 else (0, 0, 0), tf.float32)
+                batches = dataset.epoch_batches(
+                    training,
+                    self.bins,
+                    epoch=epoch,
+                    first_batch=int(self.batch),
+                    first_step=int(self.step),
+                    batch_size=self.size_batch,
+                    size_image=self.size_image,
+                    channels=self.num_input_channels,
+                    num_z_channels=self.num_z_channels,
+                    seed=self.seed,
+                    balance=balance,
+                )
+                title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
+                bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
+                for batch in bar:
+                    losses, out = self.train_step(*batch, weights)
+                    losses = {name: float(loss) for name, loss in losses.items()}
+                    self.step.assign_add(1)
+                    self.batch.assign_add(1)
+                    step = int(self.step)
+                    record.write_step(step, epoch + (int(self.batch) / num_batches) - 1, losses, rate)
+                    if step % HISTOGRAM_STEPS == 0:
+                        record.write_histograms(step, {**out, "z_prior": batch[-1]})
+                    bar.set_postfix_str(summary(losses))
+                    if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                        record.flush()
+                        manager.save(step)
+                        saved_at = time.monotonic()
+                self.epoch.assign(epoch + 1)
+                self.batch.assign(0)
+
+                sheets, loss = self._show_epoch(epoch_name(epoch), images, ages, genders)
+                record.write_epoch(step, sheets, loss)
+                pictures.plot_losses(self.save_dir / "loss_epoch.png", *record.reconstruction())
+                print(f"{title} done, step {step}: {summary(losses)}, held-out L1 {loss:.4f}", flush=True)
+                if epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
+                    record.flush()
+                    manager.save(step)
+                    saved_at = time.monotonic()
+        self._animate_training()
+
+    def _load_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8, age labels, gender labels) of those faces that can be read."""
+        images, labelled = [], []
+        for face in faces:
+            try:
+                images.append(ops.load_image(face.path, self.size_image, self.num_input_channels))
+                labelled.append(face)
+            except dataset.BadPicture as error:
+                print(f"Left out: {error}")
+        ages, genders = [face.age for face in labelled], [face.gender for face in labelled]
+        return np.stack(images), self.bins.one_hot(ages), gender_labels(genders)
+
+    def _show_epoch(self, name: str, images, ages, genders) -> tuple[dict[str, np.ndarray], float]:
+        """Reconstruct the held-out faces and age their first row; gives the sheets written and the mean L1."""
+        z = self._encode(images)
+        samples = self._generate(z, ages, genders)
+        row = slice(FACES_PER_SHEET)
+        aged = self._at_every_age(z[row], genders[row])
+        sheets = {
+            "samples": pictures.grid(ops.to_pixels(samples).numpy(), FACES_PER_SHEET),
+            "test": pictures.grid(aged.reshape(-1, *aged.shape[2:]), aged.shape[1]),
+        }
+        for folder, sheet in sheets.items():
+            pictures.save_image(self.save_dir / folder / f"{name}.png", sheet)
+        return sheets, float(np.abs(ops.to_network_range(images) - samples).mean())
+
+    def _animate_training(self) -> None:
+        """Write demo_train.gif: the test sheets epoch by epoch, under the faces themselves."""
+        test = self.save_dir / "test"
+        paths = sorted(test.glob("p[0-9]*.png")) + sorted(test.glob("[0-9]*.png"))
+        inputs = self._read_grid(test / "input.png")
+        labels = ["input", *self.bins.names]
+        frames = [
+            pictures.sheet(np.concatenate([inputs, self._read_grid(path)]), labels, title=f"epoch {path.stem}")
+            for path in paths
+        ]
+        if frames:
+            pictures.save_animation(self.save_dir / "demo_train.gif", frames, frame_seconds=0.5)
+
+    def _read_grid(self, path: Path) -> np.ndarray:
+        """The pictures of a saved grid, uint8 [rows, columns, S, S, C]."""
+        picture = np.asarray(Image.open(path))
+        rows, columns = (side // self.size_image for side in picture.shape[:2])
+        return picture.reshape(rows, self.size_image, columns, self.size_image, -1).swapaxes(1, 2)
+
+    # Checkpoints. The folder `checkpoint` holds ours or, from the reference program, a TensorFlow 1 one.
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FaceAging":
+        """The trained model of the run in the folder `path`, in float32, to age faces with.
+
+        Its sizes come from the run's config.json, or for a checkpoint of the reference program off its variables.
+        Raises InputError where there is no checkpoint.
+        """
+        path = Path(path)
+        config = read_config(path) or read_reference_config(path)
+        sizes = {name: config[name] for name in cls().config if name in config}
+        model = cls(**{**sizes, "precision": "float32"}, save_dir=path)
+        if not model.load_checkpoint():
+            raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
+        return model
+
+    def _build_optimizers(self) -> None:
+        for name, optimizer in self.optimizers.items():
+            if not optimizer.built:
+                optimizer.build(self.variables[name])
+
+    def _checkpoint(self) -> tf.train.Checkpoint:
+        networks = {"E": self.E, "G": self.G, "D_z": self.D_z, "D_img": self.D_img}
+        optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
+        return tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
+
+    def load_checkpoint(self, path: str | Path | None = None) -> bool:
+        """Load what is saved in `path` or else in save_dir/checkpoint; gives False where there is nothing.
+
+        A checkpoint of the reference program (TensorFlow 1) gives its weights alone, and training from it begins at
+        epoch 1. Raises InputError for a checkpoint of another architecture, naming the first number that differs.
+        """
+        latest = tf.train.latest_checkpoint(path or self.save_dir / "checkpoint")
+        if latest is None:
+            return False
+        reader = tf.train.load_checkpoint(latest)
+        sizes = reader.get_variable_to_shape_map()
+        if OBJECT_GRAPH in sizes:
+            self._build_optimizers()
+            self._checkpoint().restore(latest).assert_consumed()
+        else:
+            for network in (self.E, self.G, self.D_z, self.D_img):
+                for variable in network.weights:
+                    variable.assign(reader.get_tensor(reference_name(variable)))
+        return True
+
+    def _write_config(self, notes: dict) -> None:
+        versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
+        with pictures.write_whole(self.save_dir / "config.json") as path:
+            path.write_text(json.dumps({**self.config, **notes, "versions": versions}, indent=2) + "\n")
+
+    # Aging.
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 pictures [N, H, W, C]."""
+        return self._encode(images)
+
+    def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
+        """Pictures, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years and genders 0 (male) or 1 (female)."""
+        ages, genders = np.broadcast_to(ages, len(z)), np.broadcast_to(genders, len(z))
+        return ops.to_pixels(self._generate(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
+
+    def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
+        """The faces of uint8 pictures [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]."""
+        return self.generate(self.encode(images), ages, genders)
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        return in_batches(self._encode_batch, images)
+
+    def _generate(self, z: np.ndarray, ages: np.ndarray, genders: np.ndarray) -> np.ndarray:
+        """Images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""
+        return in_batches(self._generate_batch, z, ages, genders)
+
+    @tf.function(reduce_retracing=True)
+    def _encode_batch(self, images):
+        return self.E(ops.to_network_range(images), training=False)
+
+    @tf.function(reduce_retracing=True)
+    def _generate_batch(self, z, ages, genders):
+        return self.G([z, ages, genders], training=False)
+
+    def _at_every_age(self, z: np.ndarray, genders: np.ndarray) -> np.ndarray:
+        """Each z [N, ...] with its gender label [N, 2] at every age bin, young to old: uint8 [bins, N, S, S, C]."""
+        bins = len(self.bins)
+        ages = np.repeat(np.eye(bins, dtype=np.float32) * 2 - 1, len(z), axis=0)
+        images = self._generate(np.tile(z, (bins, 1)), ages, np.tile(genders, (bins, 1)))
+        return ops.to_pixels(images).numpy().reshape(bins, len(z), *images.shape[1:])
+
+    def test(self, paths: Sequence[str | Path]) -> list[Path]:
+        """Draw faces at every age, as male and as female, ten a sheet, in save_dir/test; gives the sheets' paths."""
+        written = []
+        for first in range(0, len(paths), FACES_PER_SHEET):
+            row = paths[first : first + FACES_PER_SHEET]
+            images = np.stack([ops.load_image(path, self.size_image, self.num_input_channels) for path in row])
+            z = self._encode(images)
+            suffix = f"_{first // FACES_PER_SHEET + 1}" if first else ""
+            for name, gender in (("male", MALE), ("female", FEMALE)):
+                aged = self._at_every_age(z, gender_labels([gender] * len(z)))
+                path = self.save_dir / f"test/test_as_{name}{suffix}.png"
+                sheet = pictures.sheet(np.concatenate([images[None], aged]), ["input", *self.bins.names])
+                pictures.save_image(path, sheet)
+                written.append(path)
+        return written
+
+
+class Record:
+    """What a training writes down: summary/ for tensorboard and losses.csv, cut to the step that it goes on from."""
+
+    def __init__(self, save_dir: Path, step: int):
+        path, summary_dir = save_dir / "losses.csv", str(save_dir / "summary")
+        self.rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        with pictures.write_whole(path) as temporary, temporary.open("w", newline="") as file:
+            self._write_rows(file, self.rows, header=True)
+        if step:
+            # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
+            start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            log = EventFileWriter(summary_dir)
+            log.add_event(start)
+            log.close()
+        self.file = path.open("a", newline="", buffering=1)
+        self.summary = tf.summary.create_file_writer(summary_dir)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.summary.close()
+        self.file.close()
+
+    @staticmethod
+    def _write_rows(file, rows, header=False):
+        if rows:
+            writer = csv.DictWriter(file, rows[0])
+            if header:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def flush(self) -> None:
+        self.summary.flush()
+        self.file.flush()
+
+    def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
+        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
+        self._write_rows(self.file, [row], header=not self.rows)
+        self.rows.append(row)
+        with self.summary.as_default(step):
+            for name, value in {**losses, "learning_rate": rate}.items():
+                tf.summary.scalar(name, value)
+
+    def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
+        with self.summary.as_default(step):
+            for name, value in values.items():
+                tf.summary.histogram(name, value)
+
+    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], loss: float) -> None:
+        with self.summary.as_default(step):
+            tf.summary.scalar("held_out_EG_loss", loss)
+            for name, sheet in sheets.items():
+                tf.summary.image(name, sheet[None])
+
+    def reconstruction(self) -> tuple[list[float], list[float]]:
+        """(epochs, losses): the reconstruction loss of every step, with the epochs that were done after it."""
+        return [float(row["epoch"]) for row in self.rows], [float(row["EG_loss"]) for row in self.rows]
+
+
+def read_config(save_dir: Path) -> dict:
+    """What the run in save_dir remembers in its config.json, {} where there is none."""
+    path = Path(save_dir) / "config.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_reference_config(save_dir: Path) -> dict:
+    return {}
+
+
+def epoch_name(epoch: int) -> str:
+    """What an epoch is called where it shows: 01, 02, ...; pre-training, -9 to 0, is p01 to p10."""
+    return f"{epoch:02d}" if epoch > 0 else f"p{epoch + PRETRAINING_EPOCHS:02d}"
+
+
+def summary(losses: dict[str, float]) -> str:
+    """The losses in a line."""
+    return " ".join(f"{name.replace('_loss', '')} {loss:.3f}" for name, loss in losses.items())
+
+
+def reference_name(variable: keras.Variable) -> str:
+    """The name that the reference program's checkpoints have for a weight: E_conv0/kernel is E_conv0/w there."""
+    layer, name = variable.path.split("/")[-2:]
+    return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
+
+
+def in_batches(function, *arrays: np.ndarray) -> np.ndarray:
+    """What function gives for the rows of the arrays, computed GENERATOR_BATCH rows at a time."""
+    parts = range(0, len(arrays[0]), GENERATOR_BATCH)
+    return np.concatenate([function(*(array[i : i + GENERATOR_BATCH] for array in arrays)).numpy() for i in parts])
+
+
+def total_variation(images):
+    """Mean over the batch of half the squared differences between neighbours, per row and per column of pixels."""
+    _, height, width, _ = images.shape
+    vertical = tf.reduce_sum(tf.square(images[:, 1:] - images[:, :-1])) / 2 / height
+    horizontal = tf.reduce_sum(tf.square(images[:, :, 1:] - images[:, :, :-1])) / 2 / width
+    return (vertical + horizontal) / tf.cast(tf.shape(images)[0], images.dtype)

@@ -1,0 +1,202 @@
+"""What people look at: grids, labelled sheets, animations and curves, each written whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MIN_TYPE = 12  # pixels; smaller type cannot be read
+TYPE_SHARE = 0.15  # of a picture's height: type in proportion on a sheet of any size
+INK = (34, 34, 34)
+GIF_BITS = (8, 7, 6)  # 256, 128, 64 colours; with fewer a face shows bands
+MIN_GIF_SIDE = 16  # pixels; no face can be seen below it
+LOSS_CYCLES = 50  # a loss that swings more often than this over its record is noise to the eye
+LOSS_COLOR = "#1f5a96"
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, to be written by name; what is written there becomes `path`.
+
+    Parent folders are made. The temporary name starts with ".partial-" and has the suffix of `path`, by which writers
+    know the format. After an error, KeyboardInterrupt too, it is gone and an earlier `path` is as it was.
+    Raises OSError where the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        # without this a power loss just after the move can leave an empty file under the final name
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def grid(images: np.ndarray, columns: int = 10, border: int = 0) -> np.ndarray:
+    """Lay pictures, uint8 [N, h, w, C], out row by row: uint8 [H, W, C], white where there is none.
+
+    It is min(N, columns) pictures wide; `border` is the white between neighbours, in pixels.
+    """
+    count, height, width, channels = images.shape
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    # a border below and to the right of every picture; the outermost are cut off at the end
+    cells = np.full((lines * columns, height + border, width + border, channels), 255, np.uint8)
+    cells[:count, :height, :width] = images
+    cells = cells.reshape(lines, columns, height + border, width + border, channels)
+    picture = cells.swapaxes(1, 2).reshape(lines * (height + border), columns * (width + border), channels)
+    return picture[: len(picture) - border, : picture.shape[1] - border]
+
+
+def sheet(
+    rows: np.ndarray,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str] | None = None,
+    title: str | None = None,
+) -> np.ndarray:
+    """Draw a labelled sheet, uint8 [H, W, 3], of pictures, uint8 [R, N, h, w, C] with C 1 or 3, at their own size.
+
+    `row_labels` (R of them) stand to the left of the rows, `column_labels` (N) above the columns, shortened to a
+    column's width, and the title above all. A sheet's size depends on the title only where that is the wider.
+    Raises ValueError where the number of labels is wrong.
+    """
+    rows = _rgb(np.asarray(rows))
+    _, columns, height, width, _ = rows.shape
+    gap = 2 + height // 64
+    font = ImageFont.load_default(max(MIN_TYPE, round(TYPE_SHARE * height)))
+    title_font = ImageFont.load_default(round(1.25 * font.size))
+    line = sum(font.getmetrics())
+    # a picture lower than its label gets white above and below
+    missing = max(0, line - height)
+    cells = np.pad(
+        rows.reshape(-1, height, width, 3),
+        ((0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0)),
+        constant_values=255,
+    )
+    pictures = grid(cells, columns, gap)
+
+    margin = 2 * gap
+    labels_width = max(font.getlength(label) for label in row_labels)
+    left = margin + (round(labels_width) + font.size // 2 if labels_width else 0)
+    title_bottom = margin + (sum(title_font.getmetrics()) + gap if title else 0)
+    top = title_bottom + (line + gap if column_labels else 0)
+    right = left + max(pictures.shape[1], round(title_font.getlength(title)) if title else 0)
+    canvas = Image.new("RGB", (right + margin, top + len(pictures) + margin), "white")
+    canvas.paste(Image.fromarray(pictures), (left, top))
+
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((left, margin), title, INK, title_font)
+    for label, row in zip(row_labels, range(len(rows)), strict=True):
+        middle = top + row * (cells.shape[1] + gap) + cells.shape[1] / 2
+        draw.text((left - font.size // 2, middle), label, INK, font, anchor="rm")
+    if column_labels:
+        for label, column in zip(column_labels, range(columns), strict=True):
+            centre = left + column * (width + gap) + width / 2
+            draw.text((centre, title_bottom), _shortened(label, font, width), INK, font, anchor="ma")
+    return np.asarray(canvas)
+
+
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Write one picture, uint8 [H, W, C] with C 1 or 3, in the format of the path's suffix."""
+    with write_whole(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+
+
+def save_animation(
+    path: str | Path, frames: Sequence[np.ndarray], frame_seconds: float, max_bytes: int | None = None
+) -> None:
+    """Write pictures of one size, uint8 [H, W, C] each with C 1 or 3, as a .gif that loops for ever or as a .mp4.
+
+    A GIF larger than `max_bytes` gets fewer colours and then smaller pictures until it fits; equal frames in a row
+    are stored as one that is shown longer. Raises ValueError where no GIF fits or for another suffix, ImportError,
+    which says what to install, for a .mp4 without imageio's ffmpeg plugin.
+    """
+    suffix = Path(path).suffix.lower()
+    frames = _rgb(np.stack(frames))
+    if suffix == ".gif":
+        data = _gif(frames, frame_seconds, max_bytes)
+        with write_whole(path) as temporary:
+            temporary.write_bytes(data)
+    elif suffix == ".mp4":
+        # what plays everywhere (4:2:0) needs even sides
+        odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
+        frames = np.pad(frames, odd, constant_values=255)
+        with write_whole(path) as temporary:
+            iio.imwrite(temporary, frames, plugin="FFMPEG", fps=1 / frame_seconds, macro_block_size=2)
+    else:
+        raise ValueError(f"{path}: an animation is a .gif or a .mp4")
+
+
+def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[float]) -> None:
+    """Draw the reconstruction loss of every step against the epoch (fractional within one), at least one step.
+
+    In front of the raw curve stands a low-pass filtered one: Butterworth, second order, run forwards and backwards so
+    that nothing is shifted in time.
+    """
+    # slow to import, and needed once an epoch at most
+    from matplotlib.figure import Figure
+    from scipy.signal import butter, sosfiltfilt
+
+    epochs, losses = np.asarray(epochs), np.asarray(losses)
+    # n steps hold n / 2 cycles at most: in a short record nothing is too fast
+    smooth = losses
+    if len(losses) > 2 * LOSS_CYCLES:
+        cutoff = 2 * LOSS_CYCLES / len(losses)  # as butter takes it: a fraction of the fastest cycle that there is
+        # mirrored ends: a start or an end out of line must not bend the curve
+        padding = min(len(losses) - 1, round(4 / cutoff))
+        smooth = sosfiltfilt(butter(2, cutoff, output="sos"), losses, padtype="even", padlen=padding)
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(epochs, losses, color=LOSS_COLOR, alpha=0.25, linewidth=0.8, label="every step")
+    marker = "o" if len(losses) == 1 else None  # a line through one point is not seen
+    axes.plot(epochs, smooth, color=LOSS_COLOR, linewidth=2, marker=marker, label="low-pass filtered")
+    axes.set(xlabel="epoch", ylabel="reconstruction loss (mean L1)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper right")
+    with write_whole(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    """[..., 1] or [..., 3] -> [..., 3]"""
+    return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text`, or as much of its beginning as `width` pixels hold."""
+    length = len(text)
+    while length and font.getlength(text[:length] + "…" * (length < len(text))) > width:
+        length -= 1
+    return text[:length] + "…" * (length < len(text))
+
+
+def _gif(frames: np.ndarray, frame_seconds: float, max_bytes: int | None) -> bytes:
+    """Frames, uint8 [N, H, W, 3], as a GIF of at most `max_bytes`, with as much colour and size as that leaves."""
+    shown, scale = frames, 1.0
+    bits = list(GIF_BITS)
+    while True:
+        data = iio.imwrite(
+            "<bytes>", shown, extension=".gif", plugin="pillow", duration=1000 * frame_seconds, loop=0, bits=bits[0]
+        )
+        if max_bytes is None or len(data) <= max_bytes:
+            return data
+        if len(bits) > 1:
+            del bits[0]
+            continue
+        # bytes go with the area; a tenth at least, so that it ends
+        scale *= min(0.9, (max_bytes / len(data)) ** 0.5)
+        size = round(scale * frames.shape[2]), round(scale * frames.shape[1])
+        if min(size) < MIN_GIF_SIDE:
+            raise ValueError(f"{len(frames)} frames do not fit into {max_bytes} bytes")
+        shown = np.stack([Image.fromarray(frame).resize(size) for frame in frames])
