@@ -4,20 +4,25 @@
 aging of faces. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
 """
 
-import csv
+import contextlib
 import json
+import math
+import os
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+# TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 import dataset
@@ -33,8 +38,16 @@ HISTOGRAM_STEPS = 50  # from one histogram of z and the logits to the next
 CHECKPOINT_EPOCHS = 5
 CHECKPOINT_SECONDS = 600
 FACES_PER_SHEET = 10
-OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
-REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # of weights in the reference program's checkpoints, where they differ
+ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must share
+    "size_image",
+    "size_kernel",
+    "num_input_channels",
+    "num_encoder_channels",
+    "num_z_channels",
+    "num_categories",
+    "num_gen_channels",
+)
+SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
 GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
 
 
@@ -42,15 +55,16 @@ class FaceAging:
     """The CAAE: encoder E, generator G, discriminators D_z (on the latent code) and D_img (on images).
 
     E(images) -> z [N, num_z_channels] in (-1, 1); G([z, ages, genders]) -> images [N, S, S, C] in (-1, 1);
-    D_z(z) and D_img([images, ages, genders]) -> logits [N, 1]. Images go in as float32 in [-1, 1], labels as vectors in
-    {-1, +1}: ages [N, num_categories], genders [N, 2]. Constructing neither writes nor locks anything; it seeds the global
+    D_z(z) and D_img([images, ages, genders]) -> logits [N, 1]. Images go in as float32 in [-1, 1], labels as vectors
+    in {-1, +1}: ages [N, num_categories], genders [N, 2]. Constructing writes and locks nothing; it seeds the global
     random generators of Python, NumPy and TensorFlow with `seed`, from which the initial weights come.
 
-    Arguments (defaults are the reference program's): size_image in pixels, a power of two; size_kernel, the convolutions'
-    width in pixels; size_batch in faces; num_input_channels 1 (grey) or 3; num_encoder_channels and num_gen_channels, of
-    the encoder's first and the generator's widest layer; num_z_channels, the length of the latent code; num_categories,
-    the number of age bins; tile_ratio, how long the labels are beside z; age_bounds, the last age of each bin but the last;
-    save_dir, where a run is kept; precision, a Keras dtype policy: float32, mixed_bfloat16 or mixed_float16.
+    Arguments (defaults are the reference program's): size_image in pixels, a power of two; size_kernel, the width of
+    the convolutions in pixels; size_batch in faces; num_input_channels 1 (grey) or 3; num_encoder_channels and
+    num_gen_channels, of the encoder's first and the generator's widest layer; num_z_channels, the length of the latent
+    code; num_categories, the number of age bins; tile_ratio, how long the labels are beside z; age_bounds, the last age
+    of each bin but the last; save_dir, where a run is kept; precision, a Keras dtype policy: float32, mixed_bfloat16 or
+    mixed_float16.
 
     Raises InputError where the sizes fit no network.
     """
@@ -219,10 +233,10 @@ class FaceAging:
         }
 
     def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """The reference program's losses, float32 scalars: means over the batch of
+        """The reference program's losses, float32 scalars, means over the batch.
 
-        images [N, S, S, C] in [-1, 1], ages [N, num_categories] and genders [N, 2] in {-1, +1}, z_prior [N, 50] in (-1, 1).
-        Where the paper has L2 for the reconstruction (equation 4), the reference program and we have L1.
+        images: [N, S, S, C] in [-1, 1]; ages: [N, num_categories] and genders: [N, 2] in {-1, +1}; z_prior: [N, 50] in
+        (-1, 1). Where the paper has L2 for the reconstruction (equation 4), the reference program and we have L1.
         """
         return self._losses(images, self.forward(images, ages, genders, z_prior, training))
 
@@ -239,15 +253,15 @@ class FaceAging:
             "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
             "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
             "D_img_loss_G": cross_entropy(out["D_G_logits"], 0.0),
-            "tv_loss": total_variation(out["G"]),
+            "tv_loss": ops.total_variation(out["G"]),
         }
 
     @tf.function
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
         """Update every network once on a batch; gives the losses and what the histograms show.
 
-        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 [3], those of G_img_loss,
-        E_z_loss and tv_loss beside the reconstruction's 1.
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 [3], those of
+        G_img_loss, E_z_loss and tv_loss beside the reconstruction's 1.
         """
         images = ops.to_network_range(images)
         with tf.GradientTape(persistent=True) as tape:
@@ -276,15 +290,21 @@ class FaceAging:
         decay_rate: float = 1.0,
         loss_weights: Sequence[float] = (1e-4, 1e-4, 1e-4),
         use_trained_model: bool = True,
+        use_init_model: bool = False,
         balance: bool = False,
+        cache: bool = False,
         notes: dict | None = None,
-    ) -> None:
+    ) -> int | None:
         """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
 
         loss_weights are those of G_img_loss, E_z_loss and tv_loss; the learning rate is multiplied by decay_rate every
-        2 epochs. Without use_trained_model, ten epochs at weights (0, 0, 0) come first and carry over. With balance the
-        age bins are drawn equally. `notes` are kept in config.json beside what the constructor was given.
-        Raises InputError for a set smaller than one batch, or where save_dir holds another model.
+        2 epochs. Without use_trained_model, ten epochs at weights (0, 0, 0) come first and carry over; use_init_model
+        starts from the shipped model instead of random weights. With balance the age bins are drawn equally; with cache
+        the read pictures stay in memory. `notes` are kept in config.json beside what the constructor was given.
+
+        Gives None when all epochs are done. On Ctrl-C or SIGTERM the batch in hand is finished, all is saved, and the
+        signal's number is given. Raises InputError where training cannot begin or go on, FloatingPointError for a loss
+        that is not finite.
         """
         training, held_out = dataset.split(faces, self.seed)
         num_batches = len(training) // self.size_batch
@@ -293,20 +313,18 @@ class FaceAging:
                 f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
                 f"pass --batch_size {len(training)} or less"
             )
-        if self.load_checkpoint():
-            print(f"Going on with epoch {epoch_name(int(self.epoch))} at step {int(self.step)}")
-        elif not use_trained_model:
-            self.epoch.assign(1 - PRETRAINING_EPOCHS)
-        self._build_optimizers()
-        self._write_config(notes or {})
-        manager = tf.train.CheckpointManager(
-            self._checkpoint(), self.save_dir / "checkpoint", 2, checkpoint_name="model"
-        )
-        images, ages, genders = self._load_faces(held_out)
-        pictures.save_image(self.save_dir / "test/input.png", pictures.grid(images[:FACES_PER_SHEET]))
-
-        with Record(self.save_dir, int(self.step)) as record:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(ops.locked(self.save_dir))
+            self._begin(num_epochs, use_trained_model, use_init_model)
+            shown = self._load_faces(held_out)
+            bad, cached = {}, {} if cache else None
+            self._write_config(notes or {})
+            pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
+            manager = tf.train.CheckpointManager(self._checkpoint(), self._checkpoint_dir, 2, checkpoint_name="model")
+            record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
+            stop = stack.enter_context(ops.StopRequest())
             saved_at = time.monotonic()
+
             for epoch in range(int(self.epoch), num_epochs + 1):
                 rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
                 for optimizer in self.optimizers.values():
@@ -323,36 +341,44 @@ class FaceAging:
                     channels=self.num_input_channels,
                     num_z_channels=self.num_z_channels,
                     seed=self.seed,
+                    bad=bad,
                     balance=balance,
+                    cache=cached,
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
                 bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
                 for batch in bar:
                     losses, out = self.train_step(*batch, weights)
-                    losses = {name: float(loss) for name, loss in losses.items()}
                     self.step.assign_add(1)
                     self.batch.assign_add(1)
-                    step = int(self.step)
-                    record.write_step(step, epoch + (int(self.batch) / num_batches) - 1, losses, rate)
+                    step, done = int(self.step), int(self.batch) / num_batches
+                    losses = {name: float(loss) for name, loss in losses.items()}
+                    check_finite(losses, step)
+                    record.write_step(step, epoch - 1 + done, losses, rate)
                     if step % HISTOGRAM_STEPS == 0:
                         record.write_histograms(step, {**out, "z_prior": batch[-1]})
                     bar.set_postfix_str(summary(losses))
-                    if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        record.flush()
-                        manager.save(step)
+                    if done < 1 and (stop.signal or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                        self._save(manager, record)
                         saved_at = time.monotonic()
+                        if stop.signal:
+                            return stop.signal
+                dataset.check_bad(bad, len(training))
+
+                step = int(self.step)
+                sheets, loss = self._show_epoch(epoch_name(epoch), *shown)
+                record.write_epoch(step, sheets, loss)
+                pictures.plot_losses(self.save_dir / "loss_epoch.png", record.read("epoch"), record.read("EG_loss"))
+                means = {name: record.read(name, num_batches).mean() for name in losses}
+                tqdm.write(f"{title}, step {step}: {summary(means)}, held-out L1 {loss:.4f}")
                 self.epoch.assign(epoch + 1)
                 self.batch.assign(0)
-
-                sheets, loss = self._show_epoch(epoch_name(epoch), images, ages, genders)
-                record.write_epoch(step, sheets, loss)
-                pictures.plot_losses(self.save_dir / "loss_epoch.png", *record.reconstruction())
-                print(f"{title} done, step {step}: {summary(losses)}, held-out L1 {loss:.4f}", flush=True)
-                if epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
-                    record.flush()
-                    manager.save(step)
-                    saved_at = time.monotonic()
+                if stop.signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
+                    self._save(manager, record)
+                if stop.signal:
+                    return stop.signal
         self._animate_training()
+        return None
 
     def _load_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(images uint8, age labels, gender labels) of those faces that can be read."""
@@ -372,12 +398,11 @@ class FaceAging:
         samples = self._generate(z, ages, genders)
         row = slice(FACES_PER_SHEET)
         aged = self._at_every_age(z[row], genders[row])
+        folder = self.save_dir
         sheets = {
-            "samples": pictures.grid(ops.to_pixels(samples).numpy(), FACES_PER_SHEET),
-            "test": pictures.grid(aged.reshape(-1, *aged.shape[2:]), aged.shape[1]),
+            "samples": ops.save_batch_images(samples, folder / f"samples/{name}.png"),
+            "test": ops.save_batch_images(np.concatenate(aged), folder / f"test/{name}.png", columns=aged.shape[1]),
         }
-        for folder, sheet in sheets.items():
-            pictures.save_image(self.save_dir / folder / f"{name}.png", sheet)
         return sheets, float(np.abs(ops.to_network_range(images) - samples).mean())
 
     def _animate_training(self) -> None:
@@ -401,20 +426,9 @@ class FaceAging:
 
     # Checkpoints. The folder `checkpoint` holds ours or, from the reference program, a TensorFlow 1 one.
 
-    @classmethod
-    def load(cls, path: str | Path) -> "FaceAging":
-        """The trained model of the run in the folder `path`, in float32, to age faces with.
-
-        Its sizes come from the run's config.json, or for a checkpoint of the reference program off its variables.
-        Raises InputError where there is no checkpoint.
-        """
-        path = Path(path)
-        config = read_config(path) or read_reference_config(path)
-        sizes = {name: config[name] for name in cls().config if name in config}
-        model = cls(**{**sizes, "precision": "float32"}, save_dir=path)
-        if not model.load_checkpoint():
-            raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
-        return model
+    @property
+    def _checkpoint_dir(self) -> Path:
+        return self.save_dir / "checkpoint"
 
     def _build_optimizers(self) -> None:
         for name, optimizer in self.optimizers.items():
@@ -426,39 +440,138 @@ class FaceAging:
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
         return tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
 
-    def load_checkpoint(self, path: str | Path | None = None) -> bool:
-        """Load what is saved in `path` or else in save_dir/checkpoint; gives False where there is nothing.
+    def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
+        """Put networks, optimizers, epoch and step where training begins or goes on."""
+        self._build_optimizers()
+        found = ops.saved_checkpoints(self._checkpoint_dir)
+        if found and not use_trained_model:
+            raise InputError(
+                f"{self.save_dir} holds a trained model, which --use_trained_model False would overwrite: "
+                f"give another --savedir to keep both, or leave the flag out to go on with it"
+            )
+        if found and ops.is_reference(found[0]):
+            raise InputError(f"{found[0]} is the reference program's: train into another --savedir to keep it")
+        if self.load_checkpoint():
+            if self.epoch > num_epochs:
+                raise InputError(
+                    f"{self.save_dir} has its {int(self.epoch) - 1} epochs: give more with --epoch to go on"
+                )
+            print(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
+            return
+        if use_init_model:
+            self.load_checkpoint(SHIPPED_MODEL)
+        if not use_trained_model:
+            self.epoch.assign(1 - PRETRAINING_EPOCHS)
+        self._check_space()
 
-        A checkpoint of the reference program (TensorFlow 1) gives its weights alone, and training from it begins at
-        epoch 1. Raises InputError for a checkpoint of another architecture, naming the first number that differs.
+    def _save(self, manager: tf.train.CheckpointManager, record: pictures.Record) -> None:
+        record.flush()
+        try:
+            ops.sync(manager.save(int(self.step)))
+        except (tf.errors.OpError, OSError) as error:
+            raise InputError(
+                f"no checkpoint could be written to {self._checkpoint_dir} at step {int(self.step)}: "
+                f"{ops.reason(error)}; the one before is whole: make room and run the same command again"
+            ) from error
+
+    def _check_space(self) -> None:
+        """Raise InputError where the disk is too full for what a run keeps."""
+        variables = [*self.E.variables, *self.G.variables, *self.D_z.variables, *self.D_img.variables]
+        variables += [variable for optimizer in self.optimizers.values() for variable in optimizer.variables]
+        needed = 3 * sum(math.prod(v.shape) * 4 for v in variables)  # bytes: two are kept while a third is written
+        free = shutil.disk_usage(self.save_dir).free
+        if free < needed:
+            raise InputError(
+                f"{self.save_dir} has {free:,} bytes free and checkpoints need {needed:,}: "
+                "make room, or give a --savedir on another disk"
+            )
+
+    def save_checkpoint(self) -> str:
+        """Write the state of training to save_dir/checkpoint, as epoch and step stand; gives the path."""
+        self._build_optimizers()
+        self._write_config({})
+        return self._checkpoint().save(str(self._checkpoint_dir / "model"))
+
+    def load_checkpoint(self, path: str | Path | None = None, networks_only: bool = False) -> bool:
+        """Load the latest whole checkpoint in the folder `path` or else in save_dir; gives False where there is none.
+
+        networks_only leaves the optimizers alone, and the discriminators too. A checkpoint of the reference program
+        (TensorFlow 1) gives its weights alone. A damaged checkpoint is named on stderr and the one before it loaded.
+        Raises InputError where all are damaged, or for another architecture, naming the first number that differs.
         """
-        latest = tf.train.latest_checkpoint(path or self.save_dir / "checkpoint")
-        if latest is None:
-            return False
-        reader = tf.train.load_checkpoint(latest)
-        sizes = reader.get_variable_to_shape_map()
-        if OBJECT_GRAPH in sizes:
-            self._build_optimizers()
-            self._checkpoint().restore(latest).assert_consumed()
-        else:
+        folder = Path(path or self.save_dir)
+        self._check_architecture(folder)
+        folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+        found = ops.saved_checkpoints(folder)
+        for prefix in found:
+            try:
+                self._restore(prefix, networks_only)
+            except (tf.errors.OpError, OSError) as error:
+                print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr)
+            else:
+                return True
+        if found:
+            raise InputError(f"no checkpoint in {folder} is whole: move the folder away to begin anew")
+        return False
+
+    def _check_architecture(self, folder: Path) -> None:
+        saved = (read_config(folder) or read_reference_config(folder)).get("model", {})
+        for name in ARCHITECTURE:
+            if name in saved and saved[name] != self.config[name]:
+                raise InputError(
+                    f"{folder} holds a model with {name} {saved[name]}, not {self.config[name]}: "
+                    "use the same number, or another --savedir"
+                )
+
+    def _restore(self, prefix: str, networks_only: bool) -> None:
+        if ops.is_reference(prefix):
+            reader = tf.train.load_checkpoint(prefix)
             for network in (self.E, self.G, self.D_z, self.D_img):
                 for variable in network.weights:
-                    variable.assign(reader.get_tensor(reference_name(variable)))
-        return True
+                    variable.assign(reader.get_tensor(ops.reference_name(variable)))
+        elif networks_only:
+            checkpoint = tf.train.Checkpoint(E=self.E, G=self.G)
+            checkpoint.restore(prefix).assert_existing_objects_matched().expect_partial()
+        else:
+            self._build_optimizers()
+            self._checkpoint().restore(prefix).assert_consumed()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "FaceAging":
+        """The trained model of the run in the folder `path`, or else the shipped one, in float32, to age faces with.
+
+        Its sizes come from the run's config.json, or for a checkpoint of the reference program off its variables.
+        Raises InputError where there is no checkpoint.
+        """
+        path = Path(path or SHIPPED_MODEL)
+        config = read_config(path) or read_reference_config(path)
+        if not config:
+            raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
+        model = cls(**{**config["model"], "precision": "float32"}, save_dir=path)
+        if not model.load_checkpoint(networks_only=True):
+            raise InputError(f"{path} holds no trained model yet: train one, or name another --savedir")
+        return model
 
     def _write_config(self, notes: dict) -> None:
-        versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
-        with pictures.write_whole(self.save_dir / "config.json") as path:
-            path.write_text(json.dumps({**self.config, **notes, "versions": versions}, indent=2) + "\n")
+        """Keep how the run was made, once, when it begins."""
+        if not read_config(self.save_dir):
+            versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
+            config = {"model": self.config, "training": notes, "versions": versions}
+            with pictures.write_whole(self.save_dir / "config.json") as path:
+                path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     # Aging.
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 pictures [N, H, W, C]."""
+        if images.shape[1:] != (self.size_image, self.size_image, self.num_input_channels):
+            images = np.stack(
+                [ops.fit_image(Image.fromarray(image), self.size_image, self.num_input_channels) for image in images]
+            )
         return self._encode(images)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Pictures, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years and genders 0 (male) or 1 (female)."""
+        """Pictures, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female)."""
         ages, genders = np.broadcast_to(ages, len(z)), np.broadcast_to(genders, len(z))
         return ops.to_pixels(self._generate(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 
@@ -482,100 +595,85 @@ class FaceAging:
         return self.G([z, ages, genders], training=False)
 
     def _at_every_age(self, z: np.ndarray, genders: np.ndarray) -> np.ndarray:
-        """Each z [N, ...] with its gender label [N, 2] at every age bin, young to old: uint8 [bins, N, S, S, C]."""
+        """Each z [N, ...] with its gender label [N, 2] at every bin, young to old: float32 [bins, N, S, S, C]."""
         bins = len(self.bins)
         ages = np.repeat(np.eye(bins, dtype=np.float32) * 2 - 1, len(z), axis=0)
         images = self._generate(np.tile(z, (bins, 1)), ages, np.tile(genders, (bins, 1)))
-        return ops.to_pixels(images).numpy().reshape(bins, len(z), *images.shape[1:])
+        return images.reshape(bins, len(z), *images.shape[1:])
 
-    def test(self, paths: Sequence[str | Path]) -> list[Path]:
-        """Draw faces at every age, as male and as female, ten a sheet, in save_dir/test; gives the sheets' paths."""
-        written = []
-        for first in range(0, len(paths), FACES_PER_SHEET):
-            row = paths[first : first + FACES_PER_SHEET]
-            images = np.stack([ops.load_image(path, self.size_image, self.num_input_channels) for path in row])
-            z = self._encode(images)
-            suffix = f"_{first // FACES_PER_SHEET + 1}" if first else ""
-            for name, gender in (("male", MALE), ("female", FEMALE)):
-                aged = self._at_every_age(z, gender_labels([gender] * len(z)))
-                path = self.save_dir / f"test/test_as_{name}{suffix}.png"
-                sheet = pictures.sheet(np.concatenate([images[None], aged]), ["input", *self.bins.names])
-                pictures.save_image(path, sheet)
-                written.append(path)
-        return written
+    def test(self, paths: Sequence[str | Path]) -> int:
+        """Draw faces at every age, as male and as female, into save_dir/test/test_as_*.png; gives how many were aged.
 
+        Ten faces a sheet; further sheets are numbered from _2. A picture that cannot be read is named and left out.
+        Raises InputError if none can be read.
+        """
+        faces = []
+        count = sheets = 0
+        for path in tqdm(paths, "Aging", unit="face", delay=5, disable=None):
+            try:
+                faces.append(ops.load_image(path, self.size_image, self.num_input_channels))
+            except dataset.BadPicture as error:
+                tqdm.write(f"Left out: {error}", sys.stderr)
+            if faces and (len(faces) == FACES_PER_SHEET or path == paths[-1]):
+                sheets += 1
+                self._draw_sheets(np.stack(faces), f"_{sheets}" if sheets > 1 else "")
+                count += len(faces)
+                faces.clear()
+        if not count:
+            raise InputError(f"none of {len(paths)} pictures can be read, such as {paths[0]}: --testdir takes photos")
+        return count
 
-class Record:
-    """What a training writes down: summary/ for tensorboard and losses.csv, cut to the step that it goes on from."""
-
-    def __init__(self, save_dir: Path, step: int):
-        path, summary_dir = save_dir / "losses.csv", str(save_dir / "summary")
-        self.rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with pictures.write_whole(path) as temporary, temporary.open("w", newline="") as file:
-            self._write_rows(file, self.rows, header=True)
-        if step:
-            # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
-            start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-            log = EventFileWriter(summary_dir)
-            log.add_event(start)
-            log.close()
-        self.file = path.open("a", newline="", buffering=1)
-        self.summary = tf.summary.create_file_writer(summary_dir)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.summary.close()
-        self.file.close()
-
-    @staticmethod
-    def _write_rows(file, rows, header=False):
-        if rows:
-            writer = csv.DictWriter(file, rows[0])
-            if header:
-                writer.writeheader()
-            writer.writerows(rows)
-
-    def flush(self) -> None:
-        self.summary.flush()
-        self.file.flush()
-
-    def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
-        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
-        self._write_rows(self.file, [row], header=not self.rows)
-        self.rows.append(row)
-        with self.summary.as_default(step):
-            for name, value in {**losses, "learning_rate": rate}.items():
-                tf.summary.scalar(name, value)
-
-    def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
-        with self.summary.as_default(step):
-            for name, value in values.items():
-                tf.summary.histogram(name, value)
-
-    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], loss: float) -> None:
-        with self.summary.as_default(step):
-            tf.summary.scalar("held_out_EG_loss", loss)
-            for name, sheet in sheets.items():
-                tf.summary.image(name, sheet[None])
-
-    def reconstruction(self) -> tuple[list[float], list[float]]:
-        """(epochs, losses): the reconstruction loss of every step, with the epochs that were done after it."""
-        return [float(row["epoch"]) for row in self.rows], [float(row["EG_loss"]) for row in self.rows]
+    def _draw_sheets(self, images: np.ndarray, suffix: str) -> None:
+        z = self._encode(images)
+        for name, gender in (("male", MALE), ("female", FEMALE)):
+            aged = ops.to_pixels(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
+            sheet = pictures.sheet(np.concatenate([images[None], aged]), ["input", *self.bins.names])
+            pictures.save_image(self.save_dir / f"test/test_as_{name}{suffix}.png", sheet)
 
 
-def read_config(save_dir: Path) -> dict:
-    """What the run in save_dir remembers in its config.json, {} where there is none."""
+def check_finite(losses: dict[str, float], step: int) -> None:
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"{name} is {loss} at step {step}: the last checkpoint is kept; "
+                "lower --learning_rate or --loss_weights, or take --precision float32"
+            )
+
+
+def read_config(save_dir: str | Path) -> dict:
+    """What the run in save_dir remembers: {"model": the constructor's arguments, "training", "versions"}, or {}."""
     path = Path(save_dir) / "config.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {name: dict(config[name]) for name in ("model", "training", "versions")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what a run writes: mend it, or give another --savedir") from error
 
 
-def read_reference_config(save_dir: Path) -> dict:
-    return {}
+def read_reference_config(save_dir: str | Path) -> dict:
+    """The same, read off the shapes of the reference program's checkpoint in save_dir; {} where there is none."""
+    found = ops.saved_checkpoints(Path(save_dir) / "checkpoint")
+    if not found or not ops.is_reference(found[0]):
+        return {}
+    shapes = tf.train.load_checkpoint(found[0]).get_variable_to_shape_map()
+    try:
+        size_kernel, _, num_input_channels, num_encoder_channels = shapes["E_conv0/w"]
+        num_layers = sum(name.startswith("E_conv") and name.endswith("/w") for name in shapes)
+        num_categories = shapes["D_img_conv1/w"][2] - D_IMG_CHANNELS[0]  # and the gender, tiled to the same length
+        model = {
+            "size_image": 2 ** (num_layers + size_kernel // 2),
+            "size_kernel": size_kernel,
+            "num_input_channels": num_input_channels,
+            "num_encoder_channels": num_encoder_channels,
+            "num_z_channels": shapes["E_fc/w"][1],
+            "num_categories": num_categories // 2,
+            "num_gen_channels": shapes["G_deconv0/w"][3],
+        }
+    except KeyError as error:
+        raise InputError(f"{found[0]} is no checkpoint of this program: it has no {error}") from error
+    return {"model": model, "training": {}, "versions": {}}
 
 
 def epoch_name(epoch: int) -> str:
@@ -588,21 +686,7 @@ def summary(losses: dict[str, float]) -> str:
     return " ".join(f"{name.replace('_loss', '')} {loss:.3f}" for name, loss in losses.items())
 
 
-def reference_name(variable: keras.Variable) -> str:
-    """The name that the reference program's checkpoints have for a weight: E_conv0/kernel is E_conv0/w there."""
-    layer, name = variable.path.split("/")[-2:]
-    return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
-
-
 def in_batches(function, *arrays: np.ndarray) -> np.ndarray:
     """What function gives for the rows of the arrays, computed GENERATOR_BATCH rows at a time."""
     parts = range(0, len(arrays[0]), GENERATOR_BATCH)
     return np.concatenate([function(*(array[i : i + GENERATOR_BATCH] for array in arrays)).numpy() for i in parts])
-
-
-def total_variation(images):
-    """Mean over the batch of half the squared differences between neighbours, per row and per column of pixels."""
-    _, height, width, _ = images.shape
-    vertical = tf.reduce_sum(tf.square(images[:, 1:] - images[:, :-1])) / 2 / height
-    horizontal = tf.reduce_sum(tf.square(images[:, :, 1:] - images[:, :, :-1])) / 2 / width
-    return (vertical + horizontal) / tf.cast(tf.shape(images)[0], images.dtype)

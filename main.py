@@ -1,11 +1,16 @@
 """Train the face-aging network, or show faces at every age: `python main.py --help` says how."""
 
 import argparse
+import contextlib
+import glob
 import math
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from dataset import AGE_BOUNDS, AgeBins, InputError, find_dataset, list_faces
+from dataset import AGE_BOUNDS, AgeBins, InputError, find_dataset, list_faces, picture_names, summary
 
 LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstruction's 1
     "released": (1e-4, 0.0, 0.0),
@@ -13,8 +18,8 @@ LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstructi
     "paper": (0.01, 0.01, 0.1),  # section 4.1's 1 : 10 beside 100, divided by 100
 }
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-# flags that a run remembers in its config.json, by their names there
-REMEMBERED = {
+# what a run remembers in its config.json: flags under "model" by their names there, flags under "training"
+MODEL = {
     "image_size": "size_image",
     "channels": "num_input_channels",
     "num_encoder_channels": "num_encoder_channels",
@@ -23,12 +28,8 @@ REMEMBERED = {
     "batch_size": "size_batch",
     "precision": "precision",
     "seed": "seed",
-    "dataset": "dataset",
-    "learning_rate": "learning_rate",
-    "loss_weights": "loss_weights",
-    "balance": "balance",
-    "unknown_gender": "unknown_gender",
 }
+TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "unknown_gender")
 
 
 def true_or_false(text: str) -> bool:
@@ -85,11 +86,19 @@ def age_bounds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text} is not a list of ages such as 10,20,40") from error
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but an error is one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="main.py",
         description="Age progression and regression of faces by a conditional adversarial autoencoder (CAAE).",
-        epilog="Train: python main.py --dataset demo --image_size 64.  Age faces: python main.py --is_train False --testdir dir",
+        epilog="Train: python main.py --dataset demo.  Age faces: python main.py --is_train False --testdir dir",
+        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     flag = parser.add_argument_group("what to do").add_argument
@@ -97,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--epoch", type=whole_number, default=50, metavar="N", help="epochs in all, those before a resume counted in")
     flag("--dataset", default="UTKFace", metavar="NAME", help="faces to train on, in data/NAME; demo draws its own")
     flag("--savedir", type=Path, default=Path("save"), metavar="DIR", help="where a run is kept")
-    flag("--testdir", type=Path, metavar="DIR", help="faces to age")
+    flag("--testdir", metavar="DIR", help="faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'")
 
     flag = parser.add_argument_group("where to start").add_argument
     flag(
@@ -163,10 +172,12 @@ def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
 
 def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
     """Take over what the run in savedir remembers. Raises InputError where a given flag says otherwise."""
-    for name, key in REMEMBERED.items():
-        if key not in config:
-            continue
-        value = tuple(config[key]) if isinstance(config[key], list) else config[key]
+    if not config:
+        return
+    remembered = {name: config["model"][key] for name, key in MODEL.items()}
+    remembered |= {name: config["training"][name] for name in TRAINING}
+    for name, value in remembered.items():
+        value = tuple(value) if isinstance(value, list) else value
         if name in given and getattr(flags, name) not in (value, "auto"):
             raise InputError(
                 f"--{name} is {getattr(flags, name)}, but the run in {flags.savedir} was made with {value}: "
@@ -175,17 +186,48 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
         setattr(flags, name, value)
 
 
-def train(flags: argparse.Namespace, given: set[str]) -> None:
-    folder = find_dataset(flags.dataset)
-    listing = list_faces(folder)
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level counts."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def find_pictures(testdir: str) -> list[Path]:
+    """The pictures that --testdir names. Raises InputError if it names none."""
+    if Path(testdir).is_dir():
+        paths = [Path(testdir, name) for name in picture_names(testdir)]
+    else:
+        paths = [Path(name) for name in sorted(glob.glob(testdir)) if Path(name).is_file()]
+    if not paths:
+        raise InputError(f"no pictures in {testdir}: give --testdir a folder of faces, a picture, or a pattern")
+    return paths
+
+
+def train(flags: argparse.Namespace, given: set[str]) -> int:
+    demo = Path("data/demo")
+    if flags.dataset == demo.name and not demo.exists():
+        from demo.draw_faces import draw_dataset
+
+        print(f"Drawing faces into {demo} ...", flush=True)
+        draw_dataset(demo)
+    listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     print("Building graph ...", flush=True)
-    from FaceAging import FaceAging, read_config
-    from ops import best_precision
+    with silence():
+        from FaceAging import FaceAging, read_config
+        from ops import best_precision
 
     recall(flags, given, read_config(flags.savedir))
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")
+    print(summary(listing, AgeBins(flags.age_bounds)), flush=True)
     model = FaceAging(
         size_image=flags.image_size,
         size_batch=flags.batch_size,
@@ -199,43 +241,52 @@ def train(flags: argparse.Namespace, given: set[str]) -> None:
         seed=flags.seed,
     )
     print("Training Mode")
-    model.train(
+    stopped_by = model.train(
         listing.faces,
         num_epochs=flags.epoch,
         learning_rate=flags.learning_rate,
         loss_weights=flags.loss_weights,
         use_trained_model=flags.use_trained_model,
+        use_init_model=flags.use_init_model,
         balance=flags.balance,
-        notes={"dataset": flags.dataset},
+        cache=flags.cache,
+        notes={name: getattr(flags, name) for name in TRAINING},
     )
+    if stopped_by:
+        print(f"Stopped; all is saved in {flags.savedir}: the same command goes on from there")
+        return 128 + stopped_by
+    print(f"Done! The run is in {flags.savedir}: python main.py --is_train False --testdir DIR ages faces with it")
+    return 0
 
 
-def test(flags: argparse.Namespace) -> None:
+def test(flags: argparse.Namespace) -> int:
     if flags.testdir is None:
         raise InputError("--is_train False needs --testdir, the folder of the faces to age")
     paths = find_pictures(flags.testdir)
     print("Building graph ...", flush=True)
-    from FaceAging import FaceAging
+    with silence():
+        from FaceAging import FaceAging
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
     model = FaceAging.load(flags.savedir)
     print("SUCCESS ^_^", flush=True)
-    model.test(paths)
+    aged = model.test(paths)
+    print(f"{aged} of {len(paths)} faces aged")
     print(f"Done! Results are saved as {model.save_dir / 'test' / 'test_as_xxx.png'}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     flags, given = parse_flags(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters reaches us as exceptions; 0 shows all
     try:
-        if flags.is_train:
-            train(flags, given)
-        else:
-            test(flags)
-    except InputError as error:
+        return train(flags, given) if flags.is_train else test(flags)
+    except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except OSError as error:
+        print(f"main.py: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

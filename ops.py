@@ -1,10 +1,17 @@
-"""What the networks are built from, and how a picture becomes numbers and back.
+"""What the networks are built from, how a picture becomes numbers and back, and the files of a run.
 
-The layers are the reference program's: 'SAME' padding, convolution weights from a truncated normal(0, 0.02), transposed
-convolution and fully connected weights from a normal(0, 0.02), biases zero (Zhang et al. 2017 and its reference program).
-Each function takes and gives a Keras tensor, so that a network reads one line per layer.
+The layers are the reference program's: 'SAME' padding, convolution weights from a truncated normal(0, 0.02), weights of
+transposed convolutions and fully connected layers from a normal(0, 0.02), biases zero. Each function takes and gives a
+Keras tensor, so that a network reads one line per layer.
 """
 
+import contextlib
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -14,9 +21,16 @@ from keras import layers
 from PIL import Image, ImageOps
 
 import pictures
-from dataset import BadPicture, open_picture
+from dataset import BadPicture, InputError, open_picture
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 STDDEV = 0.02  # of every initial weight
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
+REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # of weights in the reference program's checkpoints, where they differ
 
 
 def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "conv2d"):
@@ -60,7 +74,7 @@ def batch_norm(x, name: str = "batch_norm", synchronized: bool = False):
 
 
 def concat_label(x, label, duplicate: int = 1):
-    """Append a label [batch, k], repeated `duplicate` times, to x: to [batch, n], or as constant maps to [batch, h, w, c]."""
+    """Append a label [batch, k], `duplicate` times, to x [batch, n], or as constant maps to x [batch, h, w, c]."""
     label = keras.ops.cast(keras.ops.tile(label, [1, duplicate]), x.dtype)  # [batch, k * duplicate]
     if len(x.shape) == 4:
         _, height, width, _ = x.shape
@@ -115,13 +129,103 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
             raise BadPicture(path, "32-bit pixels, whose white is not known")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.convert("L" if channels == 1 else "RGB").crop((left, top, left + side, top + side))
-        pixels = np.asarray(image.resize((size_image, size_image), Image.Resampling.BILINEAR))
-        return pixels.reshape(size_image, size_image, channels)
+        return fit_image(image, size_image, channels)
 
 
-def save_batch_images(images, path: str | Path, columns: int = 10) -> None:
-    """Write images, float [N, S, S, C] in [-1, 1], as one grid without gaps, row by row, ten a row."""
-    pictures.save_image(path, pictures.grid(to_pixels(images).numpy(), columns))
+def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
+    """The central square of a picture, resized by Pillow's antialiased bilinear filter: uint8 [S, S, channels]."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.convert("L" if channels == 1 else "RGB").crop((left, top, left + side, top + side))
+    pixels = np.asarray(image.resize((size_image, size_image), Image.Resampling.BILINEAR))
+    return pixels.reshape(size_image, size_image, channels)
+
+
+def save_batch_images(images, path: str | Path, columns: int = 10) -> np.ndarray:
+    """Write images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps; gives it as uint8 [H, W, C]."""
+    picture = pictures.grid(to_pixels(images).numpy(), columns)
+    pictures.save_image(path, picture)
+    return picture
+
+
+def total_variation(images):
+    """Mean over the batch of half the squared differences between neighbours, per row and per column of pixels."""
+    _, height, width, _ = images.shape
+    vertical = tf.reduce_sum(tf.square(images[:, 1:] - images[:, :-1])) / 2 / height
+    horizontal = tf.reduce_sum(tf.square(images[:, :, 1:] - images[:, :, :-1])) / 2 / width
+    return (vertical + horizontal) / tf.cast(tf.shape(images)[0], images.dtype)
+
+
+class StopRequest:
+    """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once."""
+
+    def __init__(self):
+        self.signal = None
+        self.handlers = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python hears no signals
+            self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _) -> None:
+        self.signal = number
+        print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
+        for either in self.handlers:
+            signal.signal(either, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, for this process alone; the system lets go of it whatever way a process ends.
+
+    Raises InputError, with the other's host and process, where another holds it. Without fcntl (Windows), no lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise InputError(
+                    f"{folder} is being trained in by {file.read().strip() or 'another process'}: "
+                    "wait for it, or give another --savedir"
+                ) from error
+        file.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+        yield
+
+
+def saved_checkpoints(folder: Path) -> list[str]:
+    """The checkpoints in the folder that were written to their end, latest first."""
+    state = tf.train.get_checkpoint_state(folder)
+    return list(reversed(state.all_model_checkpoint_paths)) if state else []
+
+
+def is_reference(prefix: str) -> bool:
+    """Whether a checkpoint is the reference program's: written by TensorFlow 1, which keeps no graph of objects."""
+    return not tf.train.load_checkpoint(prefix).has_tensor(OBJECT_GRAPH)
+
+
+def sync(prefix: str) -> None:
+    """Have a checkpoint's files reach the disk itself, that a power loss cannot take them."""
+    folder = Path(prefix).parent
+    for path in [*folder.glob(f"{Path(prefix).name}.*"), folder / "checkpoint"]:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return str(getattr(error, "strerror", None) or getattr(error, "message", None) or error).splitlines()[0]
+
+
+def reference_name(variable: keras.Variable) -> str:
+    """The name that the reference program's checkpoints have for a weight: E_conv0/kernel is E_conv0/w there."""
+    layer, name = variable.path.split("/")[-2:]
+    return f"{layer}/{REFERENCE_NAMES.get(name, name)}"

@@ -1,19 +1,26 @@
 """What people look at: grids, labelled sheets, animations and curves, each written whole or not at all."""
 
+import csv
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 MIN_TYPE = 12  # pixels; smaller type cannot be read
 TYPE_SHARE = 0.15  # of a picture's height: type in proportion on a sheet of any size
 INK = (34, 34, 34)
-GIF_BITS = (8, 7, 6)  # 256, 128, 64 colours; with fewer a face shows bands
+MANY_COLORS, FEW_COLORS = 256, 128  # of a GIF: all that the format has, and what ten faces can do with
+FEW_COLORS_BYTES = 0.8  # what FEW_COLORS leave of a GIF's bytes, measured on faces
+PALETTE_PIXELS = 250_000  # looked at for a palette; more take longer and change nothing to see
 MIN_GIF_SIDE = 16  # pixels; no face can be seen below it
 LOSS_CYCLES = 50  # a loss that swings more often than this over its record is noise to the eye
 LOSS_COLOR = "#1f5a96"
@@ -116,9 +123,10 @@ def save_animation(
 ) -> None:
     """Write pictures of one size, uint8 [H, W, C] each with C 1 or 3, as a .gif that loops for ever or as a .mp4.
 
-    A GIF larger than `max_bytes` gets fewer colours and then smaller pictures until it fits; equal frames in a row
-    are stored as one that is shown longer. Raises ValueError where no GIF fits or for another suffix, ImportError,
-    which says what to install, for a .mp4 without imageio's ffmpeg plugin.
+    A .mp4 gets a white line where a side is odd, as most players want even ones. A GIF larger than `max_bytes` gets
+    fewer colours and then smaller pictures until it fits; equal frames in a row are stored as one that is shown
+    longer. Raises ValueError where no GIF fits or for another suffix, ImportError, which says what to install, for a
+    .mp4 without imageio's ffmpeg plugin.
     """
     suffix = Path(path).suffix.lower()
     frames = _rgb(np.stack(frames))
@@ -127,7 +135,6 @@ def save_animation(
         with write_whole(path) as temporary:
             temporary.write_bytes(data)
     elif suffix == ".mp4":
-        # what plays everywhere (4:2:0) needs even sides
         odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
         frames = np.pad(frames, odd, constant_values=255)
         with write_whole(path) as temporary:
@@ -136,36 +143,105 @@ def save_animation(
         raise ValueError(f"{path}: an animation is a .gif or a .mp4")
 
 
-def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[float]) -> None:
-    """Draw the reconstruction loss of every step against the epoch (fractional within one), at least one step.
+def low_pass(losses: Sequence[float]) -> np.ndarray:
+    """Losses of N > 0 steps without what swings more than LOSS_CYCLES times over the record: float [N].
 
-    In front of the raw curve stands a low-pass filtered one: Butterworth, second order, run forwards and backwards so
-    that nothing is shifted in time.
+    A second-order Butterworth filter, run forwards and backwards so that nothing is shifted in time.
+    """
+    from scipy.signal import butter, sosfiltfilt
+
+    losses = np.asarray(losses, float)
+    # N steps hold N / 2 cycles at most: in a short record nothing is too fast
+    if len(losses) <= 2 * LOSS_CYCLES:
+        return losses
+    cutoff = 2 * LOSS_CYCLES / len(losses)  # as butter takes it: a fraction of the fastest cycle that there is
+    # ends are mirrored, not turned about their last point: one loss out of line must not bend the curve
+    padding = min(len(losses) - 1, round(4 / cutoff))
+    return sosfiltfilt(butter(2, cutoff, output="sos"), losses, padtype="even", padlen=padding)
+
+
+def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[float]) -> None:
+    """Draw the reconstruction loss of N > 0 steps against the epoch (fractional within one), low-pass filtered.
+
+    The curve as it was is behind. The suffix of `path` is one that matplotlib writes.
     """
     # slow to import, and needed once an epoch at most
     from matplotlib.figure import Figure
-    from scipy.signal import butter, sosfiltfilt
-
-    epochs, losses = np.asarray(epochs), np.asarray(losses)
-    # n steps hold n / 2 cycles at most: in a short record nothing is too fast
-    smooth = losses
-    if len(losses) > 2 * LOSS_CYCLES:
-        cutoff = 2 * LOSS_CYCLES / len(losses)  # as butter takes it: a fraction of the fastest cycle that there is
-        # mirrored ends: a start or an end out of line must not bend the curve
-        padding = min(len(losses) - 1, round(4 / cutoff))
-        smooth = sosfiltfilt(butter(2, cutoff, output="sos"), losses, padtype="even", padlen=padding)
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.plot(epochs, losses, color=LOSS_COLOR, alpha=0.25, linewidth=0.8, label="every step")
     marker = "o" if len(losses) == 1 else None  # a line through one point is not seen
-    axes.plot(epochs, smooth, color=LOSS_COLOR, linewidth=2, marker=marker, label="low-pass filtered")
+    axes.plot(epochs, low_pass(losses), color=LOSS_COLOR, linewidth=2, marker=marker, label="low-pass filtered")
     axes.set(xlabel="epoch", ylabel="reconstruction loss (mean L1)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper right")
     with write_whole(path) as temporary:
         figure.savefig(temporary)
+
+
+class Record:
+    """What a training writes down: summary/ for tensorboard and losses.csv, cut to the step that it goes on from."""
+
+    def __init__(self, save_dir: Path, step: int):
+        self.path = save_dir / "losses.csv"
+        self.rows = 0
+        if self.path.exists():
+            # a row a step: what a killed run wrote past its checkpoint, half a row maybe, comes after these
+            header, *rows = self.path.read_text().splitlines(keepends=True)
+            self.rows = min(len(rows), step)
+            with write_whole(self.path) as temporary:
+                temporary.write_text(header + "".join(rows[:step]))
+        summary_dir = str(save_dir / "summary")
+        if step:
+            # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
+            start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            log = EventFileWriter(summary_dir)
+            log.add_event(start)
+            log.close()
+        self.file = self.path.open("a", newline="", buffering=1)
+        self.summary = tf.summary.create_file_writer(summary_dir)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.summary.close()
+        self.file.close()
+
+    def flush(self) -> None:
+        self.summary.flush()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
+        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
+        writer = csv.DictWriter(self.file, row, lineterminator="\n")
+        if self.rows == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        self.rows += 1
+        with self.summary.as_default(step):
+            for name, value in {**losses, "learning_rate": rate}.items():
+                tf.summary.scalar(name, value)
+
+    def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
+        with self.summary.as_default(step):
+            for name, value in values.items():
+                tf.summary.histogram(name, value)
+
+    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], loss: float) -> None:
+        with self.summary.as_default(step):
+            tf.summary.scalar("held_out_EG_loss", loss)
+            for name, sheet in sheets.items():
+                tf.summary.image(name, sheet[None])
+
+    def read(self, column: str, last: int | None = None) -> np.ndarray:
+        """A column of losses.csv, of its last rows or of all."""
+        with self.path.open(newline="") as file:
+            values = [float(row[column]) for row in csv.DictReader(file)]
+        return np.array(values[-last:] if last else values)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -182,21 +258,27 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def _gif(frames: np.ndarray, frame_seconds: float, max_bytes: int | None) -> bytes:
-    """Frames, uint8 [N, H, W, 3], as a GIF of at most `max_bytes`, with as much colour and size as that leaves."""
-    shown, scale = frames, 1.0
-    bits = list(GIF_BITS)
+    """Frames, uint8 [N, H, W, 3], as a GIF of at most `max_bytes`, with what colours and size that leaves."""
+    shown, colors, scale = frames, MANY_COLORS, 1.0
     while True:
-        data = iio.imwrite(
-            "<bytes>", shown, extension=".gif", plugin="pillow", duration=1000 * frame_seconds, loop=0, bits=bits[0]
-        )
+        # one palette for all frames: even parts do not flicker, and what stands still costs nothing
+        pixels = shown.reshape(1, -1, 3)
+        palette = Image.fromarray(pixels[:, :: pixels.shape[1] // PALETTE_PIXELS + 1]).quantize(colors)
+        shown = np.stack([_painted(frame, palette) for frame in shown])
+        data = iio.imwrite("<bytes>", shown, extension=".gif", plugin="pillow", duration=1000 * frame_seconds, loop=0)
         if max_bytes is None or len(data) <= max_bytes:
             return data
-        if len(bits) > 1:
-            del bits[0]
-            continue
-        # bytes go with the area; a tenth at least, so that it ends
-        scale *= min(0.9, (max_bytes / len(data)) ** 0.5)
+        # bytes go with the area; a little below the limit, so that it ends
+        expected = len(data) * (FEW_COLORS_BYTES if colors == MANY_COLORS else 1)
+        scale *= min(1, (0.95 * max_bytes / expected) ** 0.5)
+        colors = FEW_COLORS
         size = round(scale * frames.shape[2]), round(scale * frames.shape[1])
         if min(size) < MIN_GIF_SIDE:
             raise ValueError(f"{len(frames)} frames do not fit into {max_bytes} bytes")
         shown = np.stack([Image.fromarray(frame).resize(size) for frame in frames])
+
+
+def _painted(frame: np.ndarray, palette: Image.Image) -> np.ndarray:
+    """A frame, uint8 [H, W, 3], with every pixel the nearest color of the palette."""
+    image = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,35 @@
+"""What the tests share: drawn faces, and networks small enough to train in seconds."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+from dataset import list_faces
+from demo.draw_faces import draw_dataset
+
+TINY = {"size_image": 32, "num_encoder_channels": 4, "num_gen_channels": 32, "size_batch": 10}
+TINY_FLAGS = ["--image_size=32", "--num_encoder_channels=4", "--num_gen_channels=32", "--batch_size=10"]
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory):
+    """A folder of 60 drawn faces under UTKFace's names."""
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    draw_dataset(folder, number=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces(drawn_folder):
+    return list_faces(drawn_folder).faces
+
+
+@pytest.fixture
+def workplace(tmp_path, drawn_folder, monkeypatch):
+    """An empty current folder whose data/drawn holds the drawn faces."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "drawn").symlink_to(drawn_folder, target_is_directory=True)
+    return tmp_path

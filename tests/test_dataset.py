@@ -1,0 +1,507 @@
+"""What a data set may be called, labelled, packed and made of, and how its faces are drawn, epoch by epoch."""
+
+import io
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dataset
+from dataset import (
+    AGE_BOUNDS,
+    FEMALE,
+    MALE,
+    UNKNOWN,
+    AgeBins,
+    Face,
+    InputError,
+    check_bad,
+    epoch_batches,
+    epoch_order,
+    find_dataset,
+    gender_labels,
+    list_faces,
+    parse_name,
+    split,
+    summary,
+)
+
+SMALL = {"size_image": 8, "channels": 3, "num_z_channels": 5}
+
+
+def draw(path: Path, shade: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), (shade % 256, 80, 90)).save(path)
+    return path
+
+
+def draw_faces(folder: Path, count: int, age_of=lambda i: i % 100) -> list[Face]:
+    """Faces under UTKFace names whose red tells which is which: 2 * i."""
+    for i in range(count):
+        draw(folder / f"{age_of(i)}_{i % 2}_0_2017010100000{i:04d}.png", 2 * i)
+    return list_faces(folder).faces
+
+
+# age bins and labels
+
+
+def test_default_bins_are_those_of_the_paper():
+    bins = AgeBins()
+    assert bins.bounds == AGE_BOUNDS and len(bins) == 10
+    assert bins.names == ["0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
+    assert bins.centres == [2.5, 8, 13, 18, 25.5, 35.5, 45.5, 55.5, 65.5, 78]
+
+
+def test_every_age_falls_into_the_bin_whose_name_holds_it():
+    bins = AgeBins()
+    for age in range(121):
+        low, _, high = bins.names[bins.index([age])[0]].rstrip("+").partition("-")
+        assert int(low) <= age <= int(high or 120)
+
+
+def test_one_hot_labels_are_plus_one_at_the_bin_and_minus_one_elsewhere():
+    labels = AgeBins((20, 40)).one_hot([20, 21, 41])
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+
+
+def test_interpolated_labels_meet_the_one_hots_at_the_centres_and_are_clamped_outside():
+    bins = AgeBins()
+    assert np.allclose(bins.interpolated(bins.centres), np.eye(10) * 2 - 1)
+    assert np.allclose(bins.interpolated([0, 120]), bins.interpolated([2.5, 78]))
+    assert np.allclose(bins.interpolated([30.5])[0, [3, 4, 5, 6]], [-1, 0, 0, -1])
+    assert bins.interpolated([1.0]).dtype == np.float32
+
+
+def test_other_bounds_make_other_bins():
+    bins = AgeBins((30,))
+    assert bins.names == ["0-30", "31+"] and bins.centres == [15, 38]
+
+
+@pytest.mark.parametrize("bounds", [(), (0,), (120,), (5, 5), (10, 5), (5, 130), (-3, 5)])
+def test_bounds_that_do_not_rise_within_the_ages_are_refused(bounds):
+    with pytest.raises(InputError, match="age bounds"):
+        AgeBins(bounds)
+
+
+def test_gender_labels_leave_an_unknown_gender_at_zero():
+    labels = gender_labels([MALE, FEMALE, UNKNOWN])
+    assert labels.dtype == np.float32 and labels.tolist() == [[1, -1], [-1, 1], [0, 0]]
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("25_1_3_20170116174525125.jpg.chip.jpg", ("UTKFace", 25, FEMALE)),
+        ("100_0_0_20170112213500903.jpg", ("UTKFace", 100, MALE)),
+        ("14_0_0_2017011022340900.jpg.chip.jpg", ("UTKFace", 14, MALE)),
+        ("55_0_0_20170116232725357jpg.chip.jpg", ("UTKFace", 55, MALE)),
+        ("24_0_1_20170116220224657 .jpg.chip.jpg", ("UTKFace", 24, MALE)),
+        ("001A02.JPG", ("FG-NET", 2, UNKNOWN)),
+        ("082a16.jpg", ("FG-NET", 16, UNKNOWN)),
+        ("010A07a.jpg", ("FG-NET", 7, UNKNOWN)),
+        ("010A07B.JPG", ("FG-NET", 7, UNKNOWN)),
+        ("009055_1M54.JPG", ("MORPH", 54, MALE)),
+        ("341532_00F21.jpg", ("MORPH", 21, FEMALE)),
+        ("009055_12m33.png", ("MORPH", 33, MALE)),
+        ("53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
+        ("14_Freddie_Highmore_Jr._0012.jpg", ("CACD", 14, UNKNOWN)),
+        ("30_Zoë_0003.png", ("CACD", 30, UNKNOWN)),
+        ("38_50_Cent_0004.jpg", ("CACD", 38, UNKNOWN)),
+        ("deep/er/53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
+        ("39_1_20170116174525125.jpg.chip.jpg", None),
+        ("61_1_20170109142408075.jpg.chip.jpg", None),
+        ("61_1_20170109150557335.jpg.chip.jpg", None),
+        ("25_2_3_20170116174525125.jpg", None),
+        ("25_1_7_20170116174525125.jpg", None),
+        ("001A2.JPG", None),
+        ("009055_1X54.JPG", None),
+        ("Robin_Williams_0001.jpg", None),
+        ("53_Robin_Williams.jpg", None),
+        ("holiday.jpg", None),
+    ],
+)
+def test_a_name_says_convention_age_and_gender(name, said):
+    assert parse_name(name) == said
+
+
+def test_a_mixed_folder_is_read_by_each_files_own_convention(tmp_path):
+    for name in [
+        "b/25_1_3_20170116174525125.jpg",
+        "001A02.JPG",
+        "a/deep/009055_1M54.Jpeg",
+        "53_Robin_Williams_0001.WEBP",
+        "holiday.tiff",
+        "131_0_0_20170116174525125.bmp",
+    ]:
+        draw(tmp_path / name)
+    (tmp_path / "readme.txt").touch()
+    (tmp_path / "001A02.pts").touch()
+    draw(tmp_path / ".hidden/25_1_3_20170116174525125.jpg")
+    (tmp_path / "._001A02.JPG").touch()
+    listing = list_faces(tmp_path, unknown_gender=True)
+    assert [(Path(face.path).relative_to(tmp_path).as_posix(), *face[1:]) for face in listing.faces] == [
+        ("001A02.JPG", 2, UNKNOWN),
+        ("53_Robin_Williams_0001.WEBP", 53, UNKNOWN),
+        ("a/deep/009055_1M54.Jpeg", 54, MALE),
+        ("b/25_1_3_20170116174525125.jpg", 25, FEMALE),
+    ]
+    assert listing.conventions == {"UTKFace": 1, "FG-NET": 1, "MORPH": 1, "CACD": 1}
+    assert listing.skipped == [
+        ("131_0_0_20170116174525125.bmp", "age above 120"),
+        ("holiday.tiff", "its name fits no convention"),
+    ]
+
+
+def test_faces_without_a_gender_are_refused_with_the_two_ways_out(tmp_path):
+    draw(tmp_path / "001A02.JPG")
+    draw(tmp_path / "25_1_3_20170116174525125.jpg")
+    with pytest.raises(
+        InputError, match=r"1 of 2 faces have no gender, first 001A02.JPG.*labels\.csv.*--unknown_gender"
+    ):
+        list_faces(tmp_path)
+    assert [face.gender for face in list_faces(tmp_path, unknown_gender=True).faces] == [UNKNOWN, FEMALE]
+
+
+@pytest.mark.parametrize("names", [[], ["holiday.jpg", "a.png"]])
+def test_a_folder_without_a_labelled_face_is_refused(tmp_path, names):
+    for name in names:
+        draw(tmp_path / name)
+    with pytest.raises(InputError, match="no labelled faces in .*UTKFace, FG-NET, MORPH, CACD"):
+        list_faces(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="gone: "):
+        list_faces(tmp_path / "gone")
+
+
+# labels.csv
+
+
+def write_table(folder: Path, text: str | bytes) -> None:
+    for name in ["a.jpg", "sub/b.jpg", "001A02.JPG"]:
+        draw(folder / name)
+    (folder / "labels.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("byte_order_mark", ["", "\ufeff"])
+def test_a_table_labels_any_file_and_gives_the_gender_a_name_lacks(tmp_path, newline, byte_order_mark):
+    rows = ["file,age,gender", "a.jpg,30,Female", r"sub\b.jpg, 41 ,0", "", '"001A02.JPG",3,m']
+    write_table(tmp_path, byte_order_mark + newline.join(rows))
+    listing = list_faces(tmp_path)
+    assert [face[1:] for face in listing.faces] == [(3, MALE), (30, FEMALE), (41, MALE)]
+    assert listing.conventions == {"labels.csv": 3}
+
+
+@pytest.mark.parametrize(
+    ("gender", "read"),
+    [("0", MALE), ("1", FEMALE), ("m", MALE), ("F", FEMALE), ("male", MALE), ("FEMALE", FEMALE), ("", UNKNOWN)],
+)
+def test_a_table_may_write_the_gender_so(tmp_path, gender, read):
+    write_table(tmp_path, f"file,age,gender\na.jpg,30,{gender}\n")
+    assert list_faces(tmp_path, unknown_gender=True).faces[1][1:] == (30, read)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 0: the columns are , not file,age,gender"),
+        ("file;age;gender\n", "line 1: the columns are file;age;gender, not file,age,gender"),
+        ("file,age\na.jpg,3\n", "line 1: the columns are file,age, not"),
+        ("file,age,gender\na.jpg,3\n", "line 2: 2 columns, not file,age,gender"),
+        ("file,age,gender\na.jpg,3,m\nc,d.jpg,3,m\n", "line 3: 4 columns"),
+        ("file,age,gender\n\na.jpg,121,m\n", "line 3: age 121 is not a whole number within 0-120"),
+        ("file,age,gender\na.jpg,-1,m\n", "line 2: age -1 is not"),
+        ("file,age,gender\na.jpg,2.5,m\n", "line 2: age 2.5 is not"),
+        ("file,age,gender\na.jpg,,m\n", "line 2: age  is not"),
+        ("file,age,gender\na.jpg,30,x\n", "line 2: gender x is none of"),
+        ("file,age,gender\nz.jpg,30,m\n", "line 2: .* holds no picture z.jpg"),
+        ("file,age,gender\n../a.jpg,30,m\n", "line 2: .* holds no picture ../a.jpg"),
+        ("file,age,gender\na.jpg,30,m\na.jpg,31,m\n", "line 3: a.jpg has a row already"),
+        ('file,age,gender\n"a.jpg,30,m\n', "line 2: unexpected end of data"),
+        (b"file,age,gender\n\xe9.jpg,30,m\n", ": not in UTF-8"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_line_and_the_reason(tmp_path, text, message):
+    write_table(tmp_path, text)
+    with pytest.raises(InputError, match=f"labels.csv.*{message}"):
+        list_faces(tmp_path, unknown_gender=True)
+
+
+# bad pictures, the table of what was found
+
+
+def test_bad_pictures_are_skipped_by_name_up_to_one_in_ten_and_refused_beyond(tmp_path):
+    faces = draw_faces(tmp_path, 20)
+    bad = [Path(face.path) for face in faces[:3]]
+    bad[0].write_bytes(b"")
+    bad[1].write_text("no picture")
+    listing = list_faces(tmp_path)
+    assert len(listing.faces) == 18
+    assert listing.skipped == [(bad[0].name, "empty file"), (bad[1].name, "not a picture")]
+    bad[2].write_bytes(b"")
+    with pytest.raises(InputError, match=f"3 of 20 pictures cannot be read.*{bad[0].name}: empty file") as error:
+        list_faces(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_summary_counts_faces_by_bin_gender_convention_and_reason(tmp_path):
+    for name in ["25_1_3_20170116174525125.jpg", "28_1_3_20170116174525125.jpg", "009055_1M54.JPG", "x.jpg", "y.jpg"]:
+        draw(tmp_path / name)
+    lines = summary(list_faces(tmp_path), AgeBins((20, 40))).splitlines()
+    assert lines[:2] == ["MORPH names: 1 faces", "UTKFace names: 2 faces"]
+    assert [line.split() for line in lines[2:7]] == [
+        ["age", "male", "female", "unknown", "all"],
+        ["0-20", "0", "0", "0", "0"],
+        ["21-40", "0", "2", "0", "2"],
+        ["41+", "1", "0", "0", "1"],
+        ["all", "1", "2", "0", "3"],
+    ]
+    assert lines[7:] == ["skipped 2 files:", "  2, its name fits no convention, first x.jpg, y.jpg"]
+
+
+# archives
+
+
+def pack(archive: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
+    """A tar.gz of files (content by name) or of members as they are."""
+    archive.parent.mkdir(exist_ok=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+            else:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo("faces/odd.jpg")
+    member.type, member.linkname = kind, target
+    return member
+
+
+def held(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("top", ["", "faces/", "./", "CACD2000/"])
+def test_an_archive_is_unpacked_by_itself_whether_it_holds_a_folder_or_files(tmp_path, top):
+    data = tmp_path / "data"
+    pack(data / "faces.tar.gz", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
+    assert find_dataset("faces", data) == data / "faces"
+    assert held(data) == ["faces.tar.gz", "faces/a.jpg", "faces/sub/b.jpg"]
+
+
+def test_faces_beside_their_archive_are_left_as_they_are(tmp_path):
+    pack(tmp_path / "faces.tar.gz", {"a.jpg": b"1"})
+    draw(tmp_path / "faces/mine.jpg")
+    find_dataset("faces", tmp_path)
+    assert held(tmp_path / "faces") == ["mine.jpg"]
+
+
+def test_a_killed_unpacking_is_done_again(tmp_path, monkeypatch):
+    pack(tmp_path / "faces.tar.gz", {f"{i}.jpg": b"1" for i in range(5)})
+    extract = tarfile.TarFile.extract
+
+    def killed(self, member, *args, **kwargs):
+        if member.name == "3.jpg":
+            raise KeyboardInterrupt
+        extract(self, member, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", killed)
+        patch.setattr(dataset.shutil, "rmtree", lambda *_, **__: None)  # kill -9 leaves no time to clean
+        with pytest.raises(KeyboardInterrupt):
+            find_dataset("faces", tmp_path)
+    assert not (tmp_path / "faces").exists() and len(held(tmp_path)) == 4
+    find_dataset("faces", tmp_path)
+    assert held(tmp_path) == ["faces.tar.gz", *(f"faces/{i}.jpg" for i in range(5))]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"../outside.jpg": b"1"},
+        {"faces/../../outside.jpg": b"1"},
+        {"link": special(tarfile.SYMTYPE, "../../outside.jpg")},
+        {"link": special(tarfile.SYMTYPE, "a.jpg")},
+        {"link": special(tarfile.LNKTYPE, "a.jpg")},
+        {"device": special(tarfile.CHRTYPE)},
+        {"device": special(tarfile.BLKTYPE)},
+        {"pipe": special(tarfile.FIFOTYPE)},
+    ],
+    ids=["up", "down and up", "link out", "link", "hard link", "character device", "block device", "pipe"],
+)
+def test_a_hostile_archive_leaves_nothing_behind(tmp_path, member):
+    data = tmp_path / "data"
+    pack(data / "faces.tar.gz", {"faces/a.jpg": b"1", **member})
+    with pytest.raises(InputError, match=r"faces\.tar\.gz cannot be unpacked"):
+        find_dataset("faces", data)
+    assert held(tmp_path) == ["data/faces.tar.gz"] and [path.name for path in data.iterdir()] == ["faces.tar.gz"]
+
+
+def test_an_absolute_path_in_an_archive_stays_inside(tmp_path):
+    data = tmp_path / "data"
+    pack(data / "faces.tar.gz", {str(tmp_path / "outside.jpg"): b"1"})
+    find_dataset("faces", data)
+    assert not (tmp_path / "outside.jpg").exists()
+
+
+def test_a_damaged_archive_is_named_and_leaves_nothing_behind(tmp_path):
+    archive, noise = tmp_path / "faces.tar.gz", np.random.default_rng(0)
+    pack(archive, {f"{i}.jpg": noise.bytes(700) for i in range(5)})
+    whole = archive.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in [bytes(flipped), b"no archive", *(whole[:length] for length in range(0, len(whole), 40))]:
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match=r"faces\.tar\.gz cannot be unpacked"):
+            find_dataset("faces", tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["faces.tar.gz"]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_set_that_is_not_there_says_where_faces_go_and_how_to_get_them(tmp_path, made):
+    if made:
+        (tmp_path / "UTKFace").mkdir()
+    with pytest.raises(InputError) as error:
+        find_dataset("UTKFace", tmp_path)
+    for said in [str(tmp_path / "UTKFace"), "https://susanqq.github.io/UTKFace/", "--dataset demo"]:
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# drawing faces, epoch by epoch
+
+
+def batches(faces: list[Face], **options: object) -> list[tuple[np.ndarray, ...]]:
+    settings = SMALL | {"epoch": 1, "first_batch": 0, "first_step": 0, "batch_size": 4, "seed": 7, "bad": {}} | options
+    return list(epoch_batches(faces, AgeBins(), **settings).as_numpy_iterator())
+
+
+def reds(drawn: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """Which faces were drawn, [batches, B]."""
+    return np.stack([batch[0][:, 0, 0, 0] for batch in drawn])
+
+
+def equal(some: list[tuple[np.ndarray, ...]], others: list[tuple[np.ndarray, ...]]) -> bool:
+    return len(some) == len(others) and all(
+        np.array_equal(a, b) for one, other in zip(some, others, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 1), (9, 1), (25, 2), (1000, 100), (5000, 100)])
+def test_held_out_is_a_tenth_at_least_1_at_most_100_and_fixed_by_the_seed(count, held_out):
+    faces = [Face(str(i), 1, MALE) for i in range(count)]
+    training, held = split(faces, 2017)
+    assert len(held) == held_out and sorted(training + held) == sorted(faces)
+    assert split(faces, 2017) == (training, held)
+    assert count < 9 or split(faces, 2018) != (training, held)
+
+
+def test_a_batch_holds_pictures_labels_and_a_prior_that_belong_together(tmp_path):
+    faces = draw_faces(tmp_path, 11)
+    by_red = {2 * int(face.path[-8:-4]): face for face in faces}
+    drawn = batches(faces)
+    assert len(drawn) == 2  # the last short one is dropped
+    for images, ages, genders, z_prior in drawn:
+        assert images.shape == (4, 8, 8, 3) and images.dtype == np.uint8
+        chosen = [by_red[red] for red in images[:, 0, 0, 0]]
+        assert np.array_equal(ages, AgeBins().one_hot([face.age for face in chosen]))
+        assert np.array_equal(genders, gender_labels([face.gender for face in chosen]))
+        assert z_prior.shape == (4, 5) and z_prior.dtype == np.float32 and np.abs(z_prior).max() <= 1
+    assert len(np.unique(reds(drawn))) == 8
+
+
+def test_the_order_is_fixed_by_seed_and_epoch_and_the_prior_by_seed_and_step(tmp_path):
+    faces = draw_faces(tmp_path, 40)
+    drawn = batches(faces)
+    assert equal(drawn, batches(faces))
+    assert equal(drawn[3:], batches(faces, first_batch=3, first_step=3))
+    for other in ({"epoch": 2}, {"epoch": -9}, {"seed": 8}):
+        assert not np.array_equal(reds(drawn), reds(batches(faces, **other)))
+    later = batches(faces, epoch=2, first_step=5)
+    assert np.array_equal(later[0][3], drawn[5][3]) and not np.array_equal(later[0][3], drawn[0][3])
+    assert not np.array_equal(drawn[0][3], batches(faces, seed=8)[0][3])
+
+
+def test_grey_pictures_have_one_channel(tmp_path):
+    assert batches(draw_faces(tmp_path, 4), channels=1)[0][0].shape == (4, 8, 8, 1)
+
+
+def test_workers_share_each_batch(tmp_path):
+    faces = draw_faces(tmp_path, 20)
+    whole = batches(faces)
+    parts = [batches(faces, shard=(worker, 2)) for worker in range(2)]
+    joined = [tuple(np.concatenate(pair) for pair in zip(*both, strict=True)) for both in zip(*parts, strict=True)]
+    assert equal(whole, joined)
+    with pytest.raises(InputError, match="--batch_size 4 .* 3 workers"):
+        batches(faces, shard=(0, 3))
+
+
+def test_balance_draws_every_bin_that_has_faces_equally_and_by_seed_and_epoch():
+    ages = [3] * 300 + [25] * 90 + [80] * 10
+    faces = [Face(str(i), age, MALE) for i, age in enumerate(ages)]
+    order = epoch_order(faces, AgeBins(), epoch=1, seed=7, balance=True)
+    drawn = Counter(ages[i] for i in order)
+    assert len(order) == len(faces) and max(drawn.values()) - min(drawn.values()) <= 3
+    assert max(Counter(order[np.array(ages)[order] == 25]).values()) == 2  # 134 draws of 90 faces: none thrice
+    assert np.array_equal(order, epoch_order(faces, AgeBins(), epoch=1, seed=7, balance=True))
+    assert not np.array_equal(order, epoch_order(faces, AgeBins(), epoch=2, seed=7, balance=True))
+
+
+def test_a_face_that_cannot_be_decoded_is_replaced_as_the_seed_fixes_and_named(tmp_path):
+    faces = draw_faces(tmp_path, 40)
+    whole = reds(batches(faces)).ravel()
+    damaged = [Path(faces[i].path) for i in (4, 17, 30)]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-30])
+    bad = {}
+    drawn = batches(faces, bad=bad)
+    assert sorted(bad) == sorted(map(str, damaged)) and all("truncated" in reason for reason in bad.values())
+    replaced = reds(drawn).ravel()
+    lost = np.isin(whole, [2 * int(path.stem[-4:]) for path in damaged])
+    assert np.array_equal(replaced[~lost], whole[~lost]) and not np.isin(replaced, whole[lost]).any()
+    assert equal(drawn, batches(faces))
+    assert equal(drawn[5:], batches(faces, first_batch=5, first_step=5))
+    by_red = {2 * int(face.path[-8:-4]): face.age for face in faces}
+    for images, ages, *_ in drawn:  # labels follow the replacement
+        assert np.array_equal(ages, AgeBins().one_hot([by_red[red] for red in images[:, 0, 0, 0]]))
+
+
+def test_more_than_one_in_ten_bad_ends_the_epoch_and_is_one_error(tmp_path, capfd):
+    faces = draw_faces(tmp_path, 40)
+    for face in faces[:5]:
+        Path(face.path).unlink()
+    bad = {}
+    assert len(batches(faces, bad=bad)) < 10
+    with pytest.raises(InputError, match=r"5 of 40 pictures cannot be read, more than one in ten: .*: no such file"):
+        check_bad(bad, len(faces))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_cache_serves_pictures_once_read_and_is_off_unless_asked(tmp_path):
+    faces = draw_faces(tmp_path, 12)
+    cache = {}
+    first = batches(faces, cache=cache)
+    assert len(cache) == 12
+    for face in faces:
+        Path(face.path).unlink()
+    assert equal(first, batches(faces, cache=cache))
+    assert batches(faces) == []
+
+
+def test_importing_does_not_import_tensorflow():
+    source = Path(dataset.__file__).read_text()
+    assert not re.search(r"^import (tensorflow|keras)|^from (tensorflow|keras|ops)", source, re.MULTILINE)

@@ -1,0 +1,105 @@
+"""The command line as a user meets it: help, wrong flags, missing folders, none of them with TensorFlow."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from FaceAging import FaceAging
+
+MAIN = Path(main.__file__)
+
+
+def call(*flags, cwd):
+    """Run the program in a process of its own in which TensorFlow cannot be imported."""
+    code = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; import main; sys.exit(main.main())"
+    command = [sys.executable, "-c", code, *flags]
+    environment = {"PYTHONPATH": str(MAIN.parent), "PATH": "", "COLUMNS": "120"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_every_flag_with_its_default(tmp_path):
+    done = call("--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    for action in main.make_parser()._actions:
+        assert action.option_strings[-1] in done.stdout
+    for default in ("(default: 100)", "(default: 0.0002)", "(default: 2017)", "(default: UTKFace)"):
+        assert default in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--epoch 0", "--epoch"),
+        ("--epoch two", "--epoch"),
+        ("--batch_size -5", "--batch_size"),
+        ("--learning_rate 0", "--learning_rate"),
+        ("--learning_rate nan", "--learning_rate"),
+        ("--loss_weights 1,2", "--loss_weights"),
+        ("--loss_weights 1,2,-3", "--loss_weights"),
+        ("--loss_weights mine", "--loss_weights"),
+        ("--image_size 100", "--image_size"),
+        ("--channels 4", "--channels"),
+        ("--num_gen_channels 0", "--num_gen_channels"),
+        ("--precision float8", "--precision"),
+        ("--seed -1", "--seed"),
+        ("--is_train maybe", "--is_train"),
+        ("--age_bounds 10,5", "--age_bounds"),
+        ("--epochs 3 --wrong", "--wrong"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_status_2_and_nothing_is_written(tmp_path, flags, named):
+    done = call(*flags.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_missing_or_empty_data_set_says_where_faces_go_and_how_to_get_them(tmp_path, made):
+    if made:
+        (tmp_path / "data" / "UTKFace").mkdir(parents=True)
+    done = call(cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    for said in (str(Path("data/UTKFace")), "https://susanqq.github.io/UTKFace/", "--dataset demo"):
+        assert said in line
+    assert not (tmp_path / "save").exists()
+
+
+def test_a_folder_of_files_that_are_no_faces_is_refused(tmp_path):
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "holiday.jpg").write_bytes(b"")
+    done = call("--dataset", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "holiday.jpg" in done.stderr
+
+
+def test_aging_without_pictures_is_refused(tmp_path):
+    done = call("--is_train", "False", "--testdir", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
+
+
+def test_the_flags_defaults_are_the_constructors():
+    flags = main.make_parser().parse_args([])
+    parameters = inspect.signature(FaceAging).parameters
+    for flag, parameter in main.MODEL.items():
+        if flag != "precision":  # auto, on the command line
+            assert getattr(flags, flag) == parameters[parameter].default, flag
+    assert flags.loss_weights == inspect.signature(FaceAging.train).parameters["loss_weights"].default
+
+
+def test_loss_weights_have_names():
+    def parse(text):
+        return main.make_parser().parse_args(["--loss_weights", text]).loss_weights
+
+    assert parse("released") == (1e-4, 0, 0)
+    assert parse("2017") == (1e-4, 1e-4, 1e-4)
+    assert parse("paper") == (0.01, 0.01, 0.1)
+    assert parse("0.1,0.2,0.3") == (0.1, 0.2, 0.3)

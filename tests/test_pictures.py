@@ -1,0 +1,275 @@
+"""What people look at is where it is said to be, and a file is whole or not there."""
+
+import stat
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pictures
+
+AGES = ["input", "0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Pictures of which no two are alike: each is found in one place only."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def place(canvas: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
+    """Where (row, column) `picture`'s upper left corner is on `canvas`; it must be there once."""
+    height, width = picture.shape[:2]
+    corners = np.argwhere((canvas == picture[0, 0]).all(axis=-1))
+    found = [(y, x) for y, x in corners if np.array_equal(canvas[y : y + height, x : x + width], picture)]
+    assert len(found) == 1
+    return found[0]
+
+
+def inked(area: np.ndarray) -> bool:
+    return bool((area < 128).any())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_runs_row_by_row_and_is_white_where_empty(channels):
+    images = noise(7, 5, 6, channels)
+    canvas = pictures.grid(images, columns=3)
+    assert canvas.shape == (15, 18, channels)
+    for i, image in enumerate(images):
+        assert place(canvas, image) == (i // 3 * 5, i % 3 * 6)
+    assert (canvas[10:, 6:] == 255).all()
+
+
+def test_grid_border_is_white_and_between_pictures_only():
+    canvas = pictures.grid(np.zeros((4, 5, 6, 3), np.uint8), columns=2, border=3)
+    assert canvas.shape == (13, 15, 3)
+    assert (canvas[5:8] == 255).all()
+    assert (canvas[:, 6:9] == 255).all()
+    assert canvas.sum() == 255 * (3 * 15 + 10 * 3) * 3
+
+
+def test_grid_of_few_pictures_is_only_as_wide_as_they_are():
+    assert pictures.grid(noise(2, 5, 6, 3)).shape == (5, 12, 3)
+
+
+@pytest.mark.parametrize("size, count", [(32, 10), (32, 1), (128, 3)])
+def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
+    rows = noise(len(AGES), count, size, size, 3)
+    canvas = pictures.sheet(rows, AGES)
+    places = np.array([[place(canvas, picture) for picture in row] for row in rows])  # [R, N, 2]
+    assert (places[..., 0] == places[:, :1, 0]).all()
+    assert (places[..., 1] == places[:1, :, 1]).all()
+    gaps = np.concatenate([np.diff(places[:, 0, 0]), np.diff(places[0, :, 1])]) - size
+    assert len(set(gaps)) == 1
+    assert 1 <= gaps[0] <= size / 8
+
+
+@pytest.mark.parametrize("size", [8, 32, 128, 256])
+def test_row_labels_are_readable_right_aligned_and_level_with_their_pictures(size):
+    rows = noise(len(AGES), 1, size, size, 3)
+    canvas = pictures.sheet(rows, AGES)
+    ends = []
+    for row in rows:
+        top, left = place(canvas, row[0])
+        middle = top + size / 2
+        reach = max(size, 18) / 2
+        area = canvas[max(0, round(middle - reach)) : round(middle + reach), : left - 1].min(axis=-1) < 128
+        lines, columns = np.nonzero(area)
+        assert np.ptp(lines) >= 7
+        assert abs(lines.mean() - reach) < 0.12 * max(size, 18)
+        ends.append(left - columns.max())
+        assert columns.min() >= 2
+    assert max(ends) - min(ends) <= max(2, size // 40)
+
+
+def test_labels_stand_beside_their_own_rows():
+    rows = np.full((3, 1, 64, 64, 3), 99, np.uint8)
+    canvas = pictures.sheet(rows, ["", "11-15", ""])
+    inked_lines = np.nonzero((canvas < 50).any(axis=(1, 2)))[0]
+    assert abs(inked_lines.mean() - len(canvas) / 2) < 4
+
+
+def test_labels_of_tiny_pictures_do_not_run_into_each_other():
+    canvas = pictures.sheet(np.full((5, 1, 4, 4, 3), 200, np.uint8), ["Mg"] * 5)
+    inked_lines = (canvas < 128).any(axis=(1, 2))
+    assert (np.diff(inked_lines.astype(int)) == 1).sum() == 5
+
+
+def test_title_and_column_labels_stand_above_and_move_no_picture_apart():
+    rows = noise(2, 3, 64, 64, 3)
+    plain = pictures.sheet(rows, ["a", "b"])
+    labelled = pictures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
+    top, left = place(labelled, rows[0, 0])
+    assert np.array_equal(plain[place(plain, rows[0, 0])[0] :], labelled[top:])
+    for column in range(3):
+        x = place(labelled, rows[0, column])[1]
+        assert inked(labelled[top - 16 : top, x : x + 64])
+    assert inked(labelled[: top - 20, left:])
+
+
+def test_long_column_labels_stay_within_their_columns():
+    rows = np.full((1, 2, 64, 64, 3), 99, np.uint8)
+    canvas = pictures.sheet(rows, [""], ["26_1_2_20170116184024662.jpg.chip.jpg", ""])
+    columns = np.nonzero((canvas < 50).any(axis=(0, 2)))[0]
+    assert columns.max() < canvas.shape[1] / 2
+
+
+def test_a_title_wider_than_the_pictures_is_not_cut():
+    rows = np.full((1, 1, 32, 32, 3), 255, np.uint8)
+    canvas = pictures.sheet(rows, [""], title="A long title above a single small face")
+    assert (canvas[:, -2:] == 255).all()
+    assert canvas.shape[1] > 200
+
+
+def test_sheets_of_the_same_pictures_are_of_one_size_whatever_their_column_labels_say():
+    shapes = {pictures.sheet(noise(1, 1, 32, 32, 3), [""], [f"{age} years"]).shape for age in (0, 8, 88, 100)}
+    assert len(shapes) == 1
+
+
+def test_grey_pictures_make_a_sheet_in_colour_format():
+    rows = noise(2, 2, 32, 32, 1)
+    canvas = pictures.sheet(rows, ["a", "b"])
+    assert canvas.shape[-1] == 3
+    place(canvas, rows[1, 0].repeat(3, axis=-1))
+
+
+@pytest.mark.parametrize("labels", [(["a"], None), (["a", "b", "c"], None), (["a", "b"], ["one"])])
+def test_a_wrong_number_of_labels_is_refused(labels):
+    with pytest.raises(ValueError):
+        pictures.sheet(noise(2, 2, 32, 32, 3), *labels)
+
+
+def test_a_written_file_takes_the_place_of_the_earlier_one_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "a folder" / "deeper" / "bild ü.txt"
+    for text in ("first", "second"):
+        with pictures.write_whole(path) as temporary:
+            assert temporary.parent == path.parent
+            assert temporary.name.startswith(".")
+            assert temporary.suffix == ".txt"
+            temporary.write_text(text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_error_in_the_middle_leaves_the_earlier_file_whole_and_no_other(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("earlier")
+    with pytest.raises(error), pictures.write_whole(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_that_cannot_be_encoded_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError):
+        pictures.save_image(tmp_path / "a.unheard_of", noise(4, 4, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    pictures.save_image(tmp_path / "a.png", noise(4, 4, 3))
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_saved_picture_reads_back_as_it_was(tmp_path, channels):
+    image = noise(9, 7, channels)
+    pictures.save_image(tmp_path / "a.png", image)
+    with Image.open(tmp_path / "a.png") as read:
+        assert np.array_equal(np.asarray(read).reshape(image.shape), image)
+
+
+def fading(count: int, size: int, channels: int = 3) -> np.ndarray:
+    """[count, size, size, channels] of which each differs from the one before."""
+    shades = np.linspace(0, 1, count)[:, None, None, None]
+    return (shades * noise(size, size, channels)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_has_every_frame_its_time_and_no_end(tmp_path, channels):
+    path = tmp_path / "a.gif"
+    pictures.save_animation(path, list(fading(12, 32, channels)), 0.08)
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (12, (32, 32), 80, 0)
+
+
+def test_a_gif_keeps_colours_and_order(tmp_path):
+    colors = [(250, 20, 30), (20, 240, 40), (30, 20, 230), (255, 255, 255), (128, 120, 110)]
+    frames = [np.full((32, 32, 3), color, np.uint8) for color in colors]
+    pictures.save_animation(tmp_path / "a.gif", frames, 0.1)
+    with Image.open(tmp_path / "a.gif") as gif:
+        for i, color in enumerate(colors):
+            gif.seek(i)
+            assert np.abs(np.array(gif.convert("RGB").getpixel((5, 5))) - color).max() <= 4
+
+
+def test_a_gif_fits_its_limit_and_is_left_alone_where_it_does(tmp_path):
+    frames = fading(10, 96)
+    pictures.save_animation(tmp_path / "free.gif", frames, 0.1)
+    free = (tmp_path / "free.gif").stat().st_size
+    pictures.save_animation(tmp_path / "same.gif", frames, 0.1, max_bytes=free)
+    assert (tmp_path / "same.gif").read_bytes() == (tmp_path / "free.gif").read_bytes()
+    sizes = []
+    for limit in (free * 9 // 10, free // 4):
+        pictures.save_animation(tmp_path / "small.gif", frames, 0.1, max_bytes=limit)
+        assert limit / 3 < (tmp_path / "small.gif").stat().st_size <= limit
+        with Image.open(tmp_path / "small.gif") as gif:
+            assert gif.n_frames == 10
+            sizes.append(gif.size[0])
+    assert sizes[0] == 96  # fewer colours were enough
+    assert 32 < sizes[1] < 96
+
+
+def test_a_limit_that_no_gif_meets_is_an_error_and_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"earlier")
+    with pytest.raises(ValueError, match="do not fit"):
+        pictures.save_animation(path, fading(10, 64), 0.1, max_bytes=100)
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_animation_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gif.*mp4"):
+        pictures.save_animation(tmp_path / "a.png", fading(2, 32), 0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ffmpeg_an_mp4_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match=r"pip install imageio\[ffmpeg\]"):
+        pictures.save_animation(tmp_path / "a.mp4", fading(2, 32), 0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_mp4_of_odd_sides_has_every_frame(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v3 as iio
+
+    pictures.save_animation(tmp_path / "a.mp4", fading(12, 65), 0.1)
+    assert iio.imread(tmp_path / "a.mp4", plugin="FFMPEG").shape == (12, 66, 66, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 100, 101, 1000])
+def test_a_loss_curve_is_drawn_of_a_record_of_any_length(tmp_path, count):
+    losses = 0.15 + 0.3 * np.exp(-np.arange(count) / 100)
+    pictures.plot_losses(tmp_path / "loss_epoch.png", (1 + np.arange(count)) / 230, losses)
+    with Image.open(tmp_path / "loss_epoch.png") as picture:
+        blue = np.asarray(picture.convert("RGB")).astype(int)
+    # away from the legend, which has the curve's colour too
+    curve = (blue[..., 2] - blue[..., 0] > 80)[picture.height // 4 :]
+    assert curve.sum() > 50
+
+
+def test_the_filtered_curve_follows_the_loss_without_its_noise_and_without_delay():
+    count = 2000
+    trend = 0.15 + 0.3 / (1 + np.exp((np.arange(count) - count / 2) / 60))
+    noisy = trend + np.random.default_rng(0).normal(0, 0.02, count)
+    smooth = pictures.low_pass(noisy)
+    assert np.abs(smooth - trend).std() < 0.006
+    # half way down at the very step where the loss is
+    assert abs(np.argmax(smooth < 0.3) - count / 2) < 15

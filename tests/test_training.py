@@ -1,0 +1,228 @@
+"""Training: what a run writes, and how it goes on."""
+
+import csv
+import json
+import math
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from dataset import InputError, split
+from FaceAging import FaceAging, epoch_name
+from tests.conftest import TINY, TINY_FLAGS
+
+LOSSES = [
+    "EG_loss",
+    "E_z_loss",
+    "G_img_loss",
+    "D_z_loss_prior",
+    "D_z_loss_z",
+    "D_img_loss_input",
+    "D_img_loss_G",
+    "tv_loss",
+]
+STEPS = 5  # of an epoch: 60 faces, 6 of them held out, batches of 10
+
+
+def read_rows(save_dir):
+    with (save_dir / "losses.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(save_dir):
+    events = EventAccumulator(str(save_dir / "summary"), size_guidance={"images": 0, "scalars": 0})
+    return events.Reload()
+
+
+def weights_of(model):
+    networks = (model.E, model.G, model.D_z, model.D_img)
+    return [weight.numpy() for network in networks for weight in network.weights]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, faces):
+    """A run of two epochs."""
+    model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
+    assert model.train(faces, num_epochs=2) is None
+    return model
+
+
+def test_a_run_writes_what_the_readme_lists(run):
+    held_out = ["lock", "losses.csv", "loss_epoch.png", "demo_train.gif", "config.json"]
+    folders = {
+        "samples": {"01.png", "02.png"},
+        "test": {"input.png", "01.png", "02.png"},
+        "checkpoint": {"checkpoint", "model-10.index", "model-10.data-00000-of-00001"},
+    }
+    assert {path.name for path in run.save_dir.iterdir()} == {*held_out, *folders, "summary"}
+    for folder, names in folders.items():
+        assert {path.name for path in (run.save_dir / folder).iterdir()} == names
+
+
+def test_losses_csv_has_a_row_a_batch(run):
+    rows = read_rows(run.save_dir)
+    assert [int(row["step"]) for row in rows] == list(range(1, 2 * STEPS + 1))
+    assert [float(row["epoch"]) for row in rows] == pytest.approx([step / STEPS for step in range(1, 2 * STEPS + 1)])
+    assert list(rows[0]) == ["step", "epoch", *LOSSES, "learning_rate"]
+    assert all(math.isfinite(float(row[name])) for row in rows for name in LOSSES)
+
+
+def test_tensorboard_reads_every_loss_of_every_batch_and_the_pictures(run):
+    events = read_events(run.save_dir)
+    tags = events.Tags()
+    assert set(tags["tensors"]) == {*LOSSES, "learning_rate", "held_out_EG_loss", "samples", "test"}
+    for name in (*LOSSES, "learning_rate"):
+        assert [event.step for event in events.Tensors(name)] == list(range(1, 2 * STEPS + 1))
+    assert [event.step for event in events.Tensors("samples")] == [STEPS, 2 * STEPS]
+    logged = [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("EG_loss")]
+    assert logged == pytest.approx([float(row["EG_loss"]) for row in read_rows(run.save_dir)])
+
+
+def test_histograms_come_every_fifty_batches(tmp_path, faces):
+    model = FaceAging(**{**TINY, "size_batch": 1}, save_dir=tmp_path)
+    model.train(faces, num_epochs=1)  # 54 batches
+    tensors = read_events(tmp_path).Tags()["tensors"]
+    names = {"z", "z_prior", "D_z_logits", "D_z_prior_logits", "D_G_logits", "D_input_logits"}
+    assert names <= set(tensors)
+    assert [event.step for event in read_events(tmp_path).Tensors("z")] == [50]
+
+
+def test_sheets_of_training_are_laid_out_as_said(run, faces):
+    _, held_out = split(faces, seed=2017)
+    side = run.size_image
+    assert len(held_out) == 6
+    inputs, samples, ladder = (
+        iio.imread(run.save_dir / f) for f in ("test/input.png", "samples/02.png", "test/02.png")
+    )
+    assert inputs.shape == samples.shape == (side, 6 * side, 3)  # one row: six held-out faces
+    assert ladder.shape == (10 * side, 6 * side, 3)  # a column is a face, a row an age
+    images, ages, genders = run._load_faces(held_out)
+    assert np.array_equal(inputs, np.concatenate(images, axis=1))
+    z = run.encode(images)
+    centres = run.bins.centres
+    for row, age in enumerate(centres):
+        expected = np.concatenate(run.generate(z, age, [face.gender for face in held_out]), axis=1)
+        shown = ladder[row * side : (row + 1) * side]
+        assert np.abs(shown.astype(int) - expected).max() <= 1
+
+
+def test_the_animation_has_a_frame_an_epoch(run):
+    assert len(iio.imread(run.save_dir / "demo_train.gif", index=None)) == 2
+
+
+def test_config_json_says_how_the_run_was_made(run):
+    config = json.loads((run.save_dir / "config.json").read_text())
+    assert config["model"] == run.config
+    assert set(config["versions"]) == {"python", "tensorflow", "keras"}
+
+
+def test_two_runs_of_one_seed_are_equal_to_the_last_bit(run, tmp_path, faces):
+    again = FaceAging(**TINY, save_dir=tmp_path)
+    again.train(faces, num_epochs=2)
+    assert same(weights_of(run), weights_of(again))
+    assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(run, tmp_path, faces):
+    FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
+    resumed = FaceAging(**TINY, save_dir=tmp_path)
+    resumed.train(faces, num_epochs=2)
+    assert same(weights_of(run), weights_of(resumed))
+    assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
+    for name in ("EG_loss", "samples"):
+        steps = [[event.step for event in read_events(path).Tensors(name)] for path in (tmp_path, run.save_dir)]
+        assert steps[0] == steps[1]
+
+
+def test_a_resumed_run_cuts_off_what_was_written_past_the_checkpoint(run, tmp_path, faces):
+    model = FaceAging(**TINY, save_dir=tmp_path)
+    model.train(faces, num_epochs=1)
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("6,1.2,0.5\n7,1.")  # a killed run's
+    FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
+    assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
+
+
+def test_pretraining_comes_before_the_epochs_and_carries_over(tmp_path, faces, monkeypatch):
+    monkeypatch.setattr("FaceAging.PRETRAINING_EPOCHS", 2)
+    model = FaceAging(**TINY, save_dir=tmp_path)
+    model.train(faces, num_epochs=1, use_trained_model=False)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["01.png", "p01.png", "p02.png"]
+    rows = read_rows(tmp_path)
+    assert [float(row["epoch"]) for row in rows] == pytest.approx([(step / STEPS) - 2 for step in range(1, 16)])
+    # carried over, Adam's state too: nothing was made anew between the two
+    assert all(int(optimizer.iterations) == 3 * STEPS for optimizer in model.optimizers.values())
+
+
+def test_pretraining_has_no_adversaries(tmp_path, faces):
+    """With the adversaries' weights at 0, E and G learn the same from them whatever the loss weights are to be."""
+    models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("mild", "strong")]
+    for model, weight in zip(models, (0.0, 100.0), strict=True):
+        model.train(faces, num_epochs=-8, loss_weights=[weight] * 3, use_trained_model=False)
+    assert same(weights_of(models[0]), weights_of(models[1]))
+
+
+def test_pretraining_is_numbered_p01_to_p10_and_epochs_from_01():
+    assert [epoch_name(epoch) for epoch in (-9, 0, 1, 50)] == ["p01", "p10", "01", "50"]
+
+
+def test_pretraining_over_a_trained_model_is_refused(run, faces):
+    with pytest.raises(InputError, match="another --savedir"):
+        FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=3, use_trained_model=False)
+
+
+def test_a_set_smaller_than_a_batch_is_refused_with_the_number_to_pass(tmp_path, faces):
+    with pytest.raises(InputError, match="--batch_size 54 or less"):
+        FaceAging(**{**TINY, "size_batch": 55}, save_dir=tmp_path).train(faces)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_going_on_with_another_architecture_is_refused_with_both_numbers(run, faces):
+    other = FaceAging(**{**TINY, "num_gen_channels": 64}, save_dir=run.save_dir)
+    with pytest.raises(InputError, match="num_gen_channels 32, not 64"):
+        other.train(faces, num_epochs=3)
+
+
+def test_a_finished_run_says_how_to_go_on(run, faces):
+    with pytest.raises(InputError, match="--epoch"):
+        FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, faces):
+    with pytest.raises(FloatingPointError, match="loss.* is .* at step"):
+        FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1, learning_rate=1e30)
+
+
+def test_training_where_another_run_trains_is_refused(tmp_path, faces):
+    from ops import locked
+
+    with locked(tmp_path), pytest.raises(InputError, match=r"process \d+ on"):
+        FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
+
+
+def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
+    train = ["--dataset", "drawn", "--loss_weights", "0.01,0.1,0.001", "--channels", "1"]
+    assert main.main([*train, *TINY_FLAGS, "--epoch", "1"]) == 0
+    assert main.main(["--dataset", "drawn", "--epoch", "2"]) == 0  # neither sizes nor weights are said again
+    printed = capsys.readouterr().out
+    assert "UTKFace names: 60 faces" in printed and "Going on with epoch 02 after step 5" in printed
+    assert "Epoch 02/02, step 10: EG 0." in printed  # a line an epoch where output is no terminal
+    config = json.loads((workplace / "save/config.json").read_text())
+    assert config["training"]["loss_weights"] == [0.01, 0.1, 0.001]
+    assert iio.imread(workplace / "save/samples/02.png").shape == (32, 192)
+
+
+def test_main_refuses_a_flag_that_the_run_was_not_made_with(workplace, capsys):
+    assert main.main(["--dataset", "drawn", *TINY_FLAGS, "--epoch", "1"]) == 0
+    capsys.readouterr()
+    assert main.main(["--dataset", "drawn", "--epoch", "2", "--num_gen_channels", "64"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--num_gen_channels is 64" in error and "made with 32" in error
