@@ -48,6 +48,7 @@ ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must sh
     "num_gen_channels",
 )
 SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
+GIF_BYTES = 10_000_000  # of demo_train.gif: what still loads in a browser at once
 GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
 
 
@@ -320,7 +321,6 @@ class FaceAging:
             bad, cached = {}, {} if cache else None
             self._write_config(notes or {})
             pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
-            manager = tf.train.CheckpointManager(self._checkpoint(), self._checkpoint_dir, 2, checkpoint_name="model")
             record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
             stop = stack.enter_context(ops.StopRequest())
             saved_at = time.monotonic()
@@ -359,7 +359,8 @@ class FaceAging:
                         record.write_histograms(step, {**out, "z_prior": batch[-1]})
                     bar.set_postfix_str(summary(losses))
                     if done < 1 and (stop.signal or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
-                        self._save(manager, record)
+                        record.flush()
+                        self.save_checkpoint()
                         saved_at = time.monotonic()
                         if stop.signal:
                             return stop.signal
@@ -370,11 +371,13 @@ class FaceAging:
                 record.write_epoch(step, sheets, loss)
                 pictures.plot_losses(self.save_dir / "loss_epoch.png", record.read("epoch"), record.read("EG_loss"))
                 means = {name: record.read(name, num_batches).mean() for name in losses}
-                tqdm.write(f"{title}, step {step}: {summary(means)}, held-out L1 {loss:.4f}")
+                print(f"{title}, step {step}: {summary(means)}, held-out L1 {loss:.4f}", flush=True)
                 self.epoch.assign(epoch + 1)
                 self.batch.assign(0)
                 if stop.signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
-                    self._save(manager, record)
+                    record.flush()
+                    self.save_checkpoint()
+                    saved_at = time.monotonic()
                 if stop.signal:
                     return stop.signal
         self._animate_training()
@@ -389,6 +392,8 @@ class FaceAging:
                 labelled.append(face)
             except dataset.BadPicture as error:
                 print(f"Left out: {error}")
+        if not images:
+            raise InputError(f"none of the {len(faces)} held-out faces can be read, such as {faces[0].path}")
         ages, genders = [face.age for face in labelled], [face.gender for face in labelled]
         return np.stack(images), self.bins.one_hot(ages), gender_labels(genders)
 
@@ -415,8 +420,7 @@ class FaceAging:
             pictures.sheet(np.concatenate([inputs, self._read_grid(path)]), labels, title=f"epoch {path.stem}")
             for path in paths
         ]
-        if frames:
-            pictures.save_animation(self.save_dir / "demo_train.gif", frames, frame_seconds=0.5)
+        pictures.save_animation(self.save_dir / "demo_train.gif", frames, frame_seconds=0.5, max_bytes=GIF_BYTES)
 
     def _read_grid(self, path: Path) -> np.ndarray:
         """The pictures of a saved grid, uint8 [rows, columns, S, S, C]."""
@@ -425,10 +429,6 @@ class FaceAging:
         return picture.reshape(rows, self.size_image, columns, self.size_image, -1).swapaxes(1, 2)
 
     # Checkpoints. The folder `checkpoint` holds ours or, from the reference program, a TensorFlow 1 one.
-
-    @property
-    def _checkpoint_dir(self) -> Path:
-        return self.save_dir / "checkpoint"
 
     def _build_optimizers(self) -> None:
         for name, optimizer in self.optimizers.items():
@@ -443,36 +443,28 @@ class FaceAging:
     def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
         """Put networks, optimizers, epoch and step where training begins or goes on."""
         self._build_optimizers()
-        found = ops.saved_checkpoints(self._checkpoint_dir)
+        found = ops.saved_checkpoints(self.save_dir / "checkpoint")
         if found and not use_trained_model:
             raise InputError(
                 f"{self.save_dir} holds a trained model, which --use_trained_model False would overwrite: "
-                f"give another --savedir to keep both, or leave the flag out to go on with it"
+                "give another --savedir to keep both, or leave the flag out to go on with it"
             )
-        if found and ops.is_reference(found[0]):
-            raise InputError(f"{found[0]} is the reference program's: train into another --savedir to keep it")
+        if found and not read_config(self.save_dir):
+            raise InputError(
+                f"{found[0]} came without a config.json, so it is not of a run of this program: "
+                "to keep it, train into another --savedir"
+            )
         if self.load_checkpoint():
-            if self.epoch > num_epochs:
-                raise InputError(
-                    f"{self.save_dir} has its {int(self.epoch) - 1} epochs: give more with --epoch to go on"
-                )
-            print(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
+            at = f"epoch {epoch_name(int(self.epoch))} after step {int(self.step)}"
+            print(
+                f"Going on with {at}" if self.epoch <= num_epochs else f"All {num_epochs} epochs are done", flush=True
+            )
             return
-        if use_init_model:
-            self.load_checkpoint(SHIPPED_MODEL)
+        if use_init_model and not self.load_checkpoint(SHIPPED_MODEL):
+            raise InputError("no model ships with this copy of the program: leave out --use_init_model")
         if not use_trained_model:
             self.epoch.assign(1 - PRETRAINING_EPOCHS)
         self._check_space()
-
-    def _save(self, manager: tf.train.CheckpointManager, record: pictures.Record) -> None:
-        record.flush()
-        try:
-            ops.sync(manager.save(int(self.step)))
-        except (tf.errors.OpError, OSError) as error:
-            raise InputError(
-                f"no checkpoint could be written to {self._checkpoint_dir} at step {int(self.step)}: "
-                f"{ops.reason(error)}; the one before is whole: make room and run the same command again"
-            ) from error
 
     def _check_space(self) -> None:
         """Raise InputError where the disk is too full for what a run keeps."""
@@ -487,10 +479,23 @@ class FaceAging:
             )
 
     def save_checkpoint(self) -> str:
-        """Write the state of training to save_dir/checkpoint, as epoch and step stand; gives the path."""
+        """Write the state of training, as epoch and step stand, to save_dir/checkpoint; gives the path.
+
+        The two latest checkpoints are kept. Raises InputError where it cannot be written; those before stay whole.
+        """
         self._build_optimizers()
         self._write_config({})
-        return self._checkpoint().save(str(self._checkpoint_dir / "model"))
+        folder = self.save_dir / "checkpoint"
+        try:
+            manager = tf.train.CheckpointManager(self._checkpoint(), folder, max_to_keep=2, checkpoint_name="model")
+            path = manager.save(int(self.step))
+            ops.sync(path)
+        except (tf.errors.OpError, OSError) as error:
+            raise InputError(
+                f"no checkpoint could be written to {folder} at step {int(self.step)}: {ops.reason(error)}; "
+                "the one before is whole: make room and run the same command again"
+            ) from error
+        return path
 
     def load_checkpoint(self, path: str | Path | None = None, networks_only: bool = False) -> bool:
         """Load the latest whole checkpoint in the folder `path` or else in save_dir; gives False where there is none.
@@ -597,7 +602,7 @@ class FaceAging:
     def _at_every_age(self, z: np.ndarray, genders: np.ndarray) -> np.ndarray:
         """Each z [N, ...] with its gender label [N, 2] at every bin, young to old: float32 [bins, N, S, S, C]."""
         bins = len(self.bins)
-        ages = np.repeat(np.eye(bins, dtype=np.float32) * 2 - 1, len(z), axis=0)
+        ages = np.repeat(self.bins.interpolated(self.bins.centres), len(z), axis=0)
         images = self._generate(np.tile(z, (bins, 1)), ages, np.tile(genders, (bins, 1)))
         return images.reshape(bins, len(z), *images.shape[1:])
 

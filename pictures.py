@@ -186,20 +186,17 @@ class Record:
 
     def __init__(self, save_dir: Path, step: int):
         self.path = save_dir / "losses.csv"
-        self.rows = 0
-        if self.path.exists():
-            # a row a step: what a killed run wrote past its checkpoint, half a row maybe, comes after these
-            header, *rows = self.path.read_text().splitlines(keepends=True)
-            self.rows = min(len(rows), step)
-            with write_whole(self.path) as temporary:
-                temporary.write_text(header + "".join(rows[:step]))
+        # a header and a row a step: what a killed run wrote past its checkpoint, half a row maybe, comes after those
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        with write_whole(self.path) as temporary:
+            temporary.write_text("".join(lines[: step + 1]) if step else "")
+        self.empty = not (step and lines)
         summary_dir = str(save_dir / "summary")
-        if step:
-            # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
-            start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-            log = EventFileWriter(summary_dir)
-            log.add_event(start)
-            log.close()
+        # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
+        start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        log = EventFileWriter(summary_dir)
+        log.add_event(start)
+        log.close()
         self.file = self.path.open("a", newline="", buffering=1)
         self.summary = tf.summary.create_file_writer(summary_dir)
 
@@ -218,10 +215,10 @@ class Record:
     def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
         row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
         writer = csv.DictWriter(self.file, row, lineterminator="\n")
-        if self.rows == 0:
+        if self.empty:
             writer.writeheader()
         writer.writerow(row)
-        self.rows += 1
+        self.empty = False
         with self.summary.as_default(step):
             for name, value in {**losses, "learning_rate": rate}.items():
                 tf.summary.scalar(name, value)

@@ -191,9 +191,18 @@ def test_going_on_with_another_architecture_is_refused_with_both_numbers(run, fa
         other.train(faces, num_epochs=3)
 
 
-def test_a_finished_run_says_how_to_go_on(run, faces):
-    with pytest.raises(InputError, match="--epoch"):
-        FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=2)
+def test_a_finished_run_is_left_as_it_is(run, faces, capsys):
+    before = (run.save_dir / "losses.csv").read_text(), (run.save_dir / "checkpoint/model-10.index").stat().st_mtime_ns
+    assert FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=2) is None
+    assert "All 2 epochs are done" in capsys.readouterr().out
+    after = (run.save_dir / "losses.csv").read_text(), (run.save_dir / "checkpoint/model-10.index").stat().st_mtime_ns
+    assert before == after
+
+
+def test_what_a_run_killed_before_its_first_checkpoint_left_is_not_kept(run, tmp_path, faces):
+    (tmp_path / "losses.csv").write_text("step,epoch\n1,0.2\n2,0.")
+    FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
+    assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, faces):
