@@ -5,6 +5,7 @@ aging of faces. Section, equation and figure numbers are the paper's (arXiv 1702
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -12,8 +13,10 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 # TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -28,7 +31,8 @@ from tqdm import tqdm
 import dataset
 import ops
 import pictures
-from dataset import AGE_BOUNDS, FEMALE, MALE, AgeBins, Face, InputError, gender_labels
+from align import align_faces, looks_aligned
+from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -48,6 +52,10 @@ ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must sh
     "num_gen_channels",
 )
 SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
+GENDER_NAMES = {MALE: "male", FEMALE: "female"}
+FILM_FRAMES = 48  # from young to old and back
+FILM_SECONDS = 0.1  # of a frame
+FILM_BYTES = 2_000_000  # of a GIF of one face
 GIF_BYTES = 10_000_000  # of demo_train.gif: what still loads in a browser at once
 GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
 
@@ -318,7 +326,7 @@ class FaceAging:
             stack.enter_context(ops.locked(self.save_dir))
             self._begin(num_epochs, use_trained_model, use_init_model)
             shown = self._load_faces(held_out)
-            bad, cached = {}, {} if cache else None
+            bad, named, cached = {}, 0, {} if cache else None
             self._write_config(notes or {})
             pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
             record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
@@ -364,7 +372,13 @@ class FaceAging:
                         saved_at = time.monotonic()
                         if stop.signal:
                             return stop.signal
-                dataset.check_bad(bad, len(training))
+                for path in list(bad)[named:]:
+                    print(f"Another face stands in for {path}: {bad[path]}", flush=True)
+                named = len(bad)
+                if int(self.batch) < num_batches:  # too many to go on
+                    record.flush()
+                    self.save_checkpoint()
+                    dataset.check_bad(bad, len(training))
 
                 step = int(self.step)
                 sheets, loss = self._show_epoch(epoch_name(epoch), *shown)
@@ -570,9 +584,7 @@ class FaceAging:
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 pictures [N, H, W, C]."""
         if images.shape[1:] != (self.size_image, self.size_image, self.num_input_channels):
-            images = np.stack(
-                [ops.fit_image(Image.fromarray(image), self.size_image, self.num_input_channels) for image in images]
-            )
+            images = np.stack([self._fit(pictures.to_image(image)) for image in images])
         return self._encode(images)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
@@ -583,6 +595,9 @@ class FaceAging:
     def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """The faces of uint8 pictures [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]."""
         return self.generate(self.encode(images), ages, genders)
+
+    def _fit(self, image: Image.Image) -> np.ndarray:
+        return ops.fit_image(image, self.size_image, self.num_input_channels)
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
         return in_batches(self._encode_batch, images)
@@ -606,34 +621,140 @@ class FaceAging:
         images = self._generate(np.tile(z, (bins, 1)), ages, np.tile(genders, (bins, 1)))
         return images.reshape(bins, len(z), *images.shape[1:])
 
-    def test(self, paths: Sequence[str | Path]) -> int:
-        """Draw faces at every age, as male and as female, into save_dir/test/test_as_*.png; gives how many were aged.
+    def test(
+        self,
+        paths: Sequence[str | Path],
+        genders: Sequence[int] = (MALE, FEMALE),
+        ages: Sequence[float] = (),
+        animate: str = "",
+        align: bool = False,
+    ) -> int:
+        """Draw the faces of pictures at other ages, in save_dir/test; gives how many faces were aged.
 
-        Ten faces a sheet; further sheets are numbered from _2. A picture that cannot be read is named and left out.
-        Raises InputError if none can be read.
+        Sheets of ten faces at every age, test_as_male.png and test_as_female.png, the further ones numbered from _2.
+        Or, with ages in years, a picture for each face, age and gender; with animate, "gif" or "mp4", a film of each
+        face from young to old and back. With align the faces of a photo are found, levelled and cropped first. What
+        cannot be read is named on stderr and left out. Raises InputError if that is everything.
         """
-        faces = []
-        count = sheets = 0
-        for path in tqdm(paths, "Aging", unit="face", delay=5, disable=None):
-            try:
-                faces.append(ops.load_image(path, self.size_image, self.num_input_channels))
-            except dataset.BadPicture as error:
-                tqdm.write(f"Left out: {error}", sys.stderr)
-            if faces and (len(faces) == FACES_PER_SHEET or path == paths[-1]):
-                sheets += 1
-                self._draw_sheets(np.stack(faces), f"_{sheets}" if sheets > 1 else "")
-                count += len(faces)
-                faces.clear()
+        folder = self.save_dir / "test"
+        portraits = self._read_portraits(paths, align)
+        count = 0
+        while row := list(itertools.islice(portraits, FACES_PER_SHEET)):
+            z = self._encode(np.stack([portrait.image for portrait in row]))
+            for gender in genders:
+                if ages:
+                    self._draw_ages(folder, row, z, gender, ages)
+                if animate:
+                    self._draw_films(folder, row, z, gender, animate)
+                if not ages and not animate:
+                    suffix = f"_{count // FACES_PER_SHEET + 1}" if count else ""
+                    self._draw_sheet(folder / f"test_as_{GENDER_NAMES[gender]}{suffix}.png", row, z, gender)
+            count += len(row)
         if not count:
-            raise InputError(f"none of {len(paths)} pictures can be read, such as {paths[0]}: --testdir takes photos")
+            raise InputError(f"no face to age in {len(paths)} pictures, such as {paths[0]}: --testdir takes photos")
         return count
 
-    def _draw_sheets(self, images: np.ndarray, suffix: str) -> None:
-        z = self._encode(images)
-        for name, gender in (("male", MALE), ("female", FEMALE)):
-            aged = ops.to_pixels(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
-            sheet = pictures.sheet(np.concatenate([images[None], aged]), ["input", *self.bins.names])
-            pictures.save_image(self.save_dir / f"test/test_as_{name}{suffix}.png", sheet)
+    def _read_portraits(self, paths: Sequence[str | Path], align: bool) -> Iterator["Portrait"]:
+        times = Counter()
+        doubtful = []
+        for path in tqdm(paths, "Aging", unit="picture", delay=5, disable=None):
+            try:
+                image = ops.read_image(path)
+            except dataset.BadPicture as error:
+                tqdm.write(f"Left out: {error}", sys.stderr)
+                continue
+            faces = [Image.fromarray(face) for face in align_faces(np.asarray(image))] if align else [image]
+            if not faces:
+                tqdm.write(f"Left out: {path}: no face found", sys.stderr)
+            _, *label = dataset.parse_name(Path(path).name) or (None, UNKNOWN)
+            for face in faces:
+                stem = Path(path).stem
+                times[stem] += 1
+                name = stem if times[stem] == 1 else f"{stem}_{times[stem]}"
+                fitted = self._fit(face)
+                if not align and not looks_aligned(fitted):
+                    doubtful.append(str(path))
+                yield Portrait(name, fitted, () if UNKNOWN in label else tuple(label))
+        if doubtful:
+            print(
+                f"{len(doubtful)} of {len(paths)} pictures do not look like the faces trained on, such as "
+                f"{', '.join(doubtful[:3])}: --align True finds, levels and crops the faces of a photo",
+                file=sys.stderr,
+            )
+
+    def _draw_sheet(self, path: Path, row: list["Portrait"], z: np.ndarray, gender: int) -> None:
+        images = np.stack([portrait.image for portrait in row])
+        rows, labels = [images], ["input"]
+        labelled = [i for i, portrait in enumerate(row) if portrait.label]
+        if labelled:
+            # what the network keeps of a person: the reconstruction at the label that the file's name says
+            ages, genders = zip(*(row[i].label for i in labelled), strict=True)
+            kept = np.full_like(images, 255)
+            kept[labelled] = ops.to_pixels(
+                self._generate(z[labelled], self.bins.one_hot(ages), gender_labels(genders))
+            ).numpy()
+            rows.append(kept)
+            labels.append("as labelled")
+        aged = ops.to_pixels(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
+        pictures.save_image(path, pictures.sheet(np.stack([*rows, *aged]), [*labels, *self.bins.names]))
+
+    def _draw_ages(self, folder: Path, row: list["Portrait"], z: np.ndarray, gender: int, ages) -> None:
+        for age in ages:
+            for portrait, image in zip(row, self.generate(z, age, gender), strict=True):
+                pictures.save_image(folder / f"{portrait.name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+
+    def _draw_films(self, folder: Path, row: list["Portrait"], z: np.ndarray, gender: int, suffix: str) -> None:
+        older = np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
+        ages = np.concatenate([older, older[-2:0:-1]])  # and back
+        for portrait, code in zip(row, z, strict=True):
+            images = self.generate(np.tile(code, (len(ages), 1)), ages, gender)
+            frames = [
+                pictures.sheet(image[np.newaxis, np.newaxis], [""], [f"{age:.0f} years"])
+                for age, image in zip(ages, images, strict=True)
+            ]
+            path = folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
+            try:
+                pictures.save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
+            except ImportError as error:
+                raise InputError(f"--animate {suffix}: {error}") from error
+
+    def blend(
+        self, first: str | Path, second: str | Path, ages: Sequence[float] = (), genders: Sequence[int] = ()
+    ) -> Path:
+        """Draw the way from one face to another at both their ages, as save_dir/test/blend_*.png; gives its path.
+
+        Between them z and the gender's label change evenly. Ages in years and genders of the two, where not given, are
+        what the files' names say. Raises InputError where they say nothing, or for a picture that cannot be read.
+        """
+        faces = list(self._read_portraits([first, second], align=False))
+        if len(faces) < 2:
+            raise InputError(f"{first} and {second} are not both pictures")
+        for given, name in ((ages, "age A,B"), (genders, "gender")):
+            if not given and not all(face.label for face in faces):
+                raise InputError(f"{first} and {second} are not both named after age and gender: give --{name}")
+        ages = ages or [face.label[0] for face in faces]
+        genders = genders or [face.label[1] for face in faces]
+        if len(ages) != 2:
+            raise InputError(f"a blend has two ages, not {len(ages)}: give --age A,B")
+        images = np.stack([face.image for face in faces])
+        way = np.linspace(0, 1, FACES_PER_SHEET, dtype=np.float32)[:, np.newaxis]
+        z, gender = ((1 - way) * a + way * b for a, b in (self._encode(images), gender_labels(genders)))
+        rows = np.full([3, len(way), *images.shape[1:]], 255, np.uint8)
+        rows[0, [0, -1]] = images
+        for row, age in zip(rows[1:], ages, strict=True):
+            labels = np.repeat(self.bins.interpolated([age]), len(way), axis=0)
+            row[:] = ops.to_pixels(self._generate(z, labels, gender)).numpy()
+        path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
+        pictures.save_image(path, pictures.sheet(rows, ["input", *(f"at {age:g}" for age in ages)]))
+        return path
+
+
+class Portrait(NamedTuple):
+    """A face to age: what its pictures are called, uint8 [S, S, C], and (age, gender) where its file's name says so."""
+
+    name: str
+    image: np.ndarray
+    label: tuple[int, ...]
 
 
 def check_finite(losses: dict[str, float], step: int) -> None:

@@ -10,13 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from dataset import AGE_BOUNDS, AgeBins, InputError, find_dataset, list_faces, picture_names, summary
+from dataset import (
+    AGE_BOUNDS,
+    FEMALE,
+    MALE,
+    OLDEST,
+    AgeBins,
+    InputError,
+    find_dataset,
+    list_faces,
+    picture_names,
+    summary,
+)
 
 LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstruction's 1
     "released": (1e-4, 0.0, 0.0),
     "2017": (1e-4, 1e-4, 1e-4),
     "paper": (0.01, 0.01, 0.1),  # section 4.1's 1 : 10 beside 100, divided by 100
 }
+GENDERS = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
+AGING = {"testdir", "gender", "age", "animate", "align", "blend"}
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 # what a run remembers in its config.json: flags under "model" by their names there, flags under "training"
 MODEL = {
@@ -42,6 +55,16 @@ def whole_number(text: str, low: int = 1) -> int:
     if not text.isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} up")
     return int(text)
+
+
+def ages(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(0 <= number <= OLDEST for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} is not an age, or ages such as 8,30,65, within 0-{OLDEST} years")
+    return numbers
 
 
 def seed(text: str) -> int:
@@ -106,7 +129,20 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--epoch", type=whole_number, default=50, metavar="N", help="epochs in all, those before a resume counted in")
     flag("--dataset", default="UTKFace", metavar="NAME", help="faces to train on, in data/NAME; demo draws its own")
     flag("--savedir", type=Path, default=Path("save"), metavar="DIR", help="where a run is kept")
+
+    flag = parser.add_argument_group("aging, with --is_train False").add_argument
     flag("--testdir", metavar="DIR", help="faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'")
+    flag("--gender", choices=GENDERS, default="both", help="as which the faces are shown")
+    flag("--age", type=ages, default=(), metavar="A,B,...", help="exact ages in years: a picture per face and age")
+    flag("--animate", choices=("gif", "mp4"), default="", help="a film of each face from young to old and back")
+    flag(
+        "--align",
+        type=true_or_false,
+        default=False,
+        metavar="BOOL",
+        help="find, level and crop the faces of photos first (pip install 'opencv-python-headless<5')",
+    )
+    flag("--blend", nargs=2, type=Path, metavar="FACE", help="the way from one face to another, at both their ages")
 
     flag = parser.add_argument_group("where to start").add_argument
     flag(
@@ -175,7 +211,7 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
     if not config:
         return
     remembered = {name: config["model"][key] for name, key in MODEL.items()}
-    remembered |= {name: config["training"][name] for name in TRAINING}
+    remembered |= {name: config["training"][name] for name in TRAINING if name in config["training"]}
     for name, value in remembered.items():
         value = tuple(value) if isinstance(value, list) else value
         if name in given and getattr(flags, name) not in (value, "auto"):
@@ -259,21 +295,28 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     return 0
 
 
-def test(flags: argparse.Namespace) -> int:
-    if flags.testdir is None:
-        raise InputError("--is_train False needs --testdir, the folder of the faces to age")
-    paths = find_pictures(flags.testdir)
+def test(flags: argparse.Namespace, given: set[str]) -> int:
+    if not flags.testdir and not flags.blend:
+        raise InputError("--is_train False needs --testdir, the faces to age")
+    paths = flags.blend or find_pictures(flags.testdir)
     print("Building graph ...", flush=True)
     with silence():
-        from FaceAging import FaceAging
+        from FaceAging import FaceAging, read_config
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
+    recall(flags, given, read_config(flags.savedir))
     model = FaceAging.load(flags.savedir)
     print("SUCCESS ^_^", flush=True)
-    aged = model.test(paths)
-    print(f"{aged} of {len(paths)} faces aged")
-    print(f"Done! Results are saved as {model.save_dir / 'test' / 'test_as_xxx.png'}")
+    if flags.blend:
+        genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
+        print(f"Done! Results are saved as {model.blend(*paths, flags.age, genders)}")
+        return 0
+    aged = model.test(paths, GENDERS[flags.gender], flags.age, flags.animate, flags.align)
+    print(f"{aged} faces aged")
+    drawn = ["NAME_AGE_xxx.png"] * bool(flags.age) + [f"NAME_xxx.{flags.animate}"] * bool(flags.animate)
+    for name in drawn or ["test_as_xxx.png"]:
+        print(f"Done! Results are saved as {model.save_dir / 'test' / name}")
     return 0
 
 
@@ -281,7 +324,9 @@ def main(argv: list[str] | None = None) -> int:
     flags, given = parse_flags(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters reaches us as exceptions; 0 shows all
     try:
-        return train(flags, given) if flags.is_train else test(flags)
+        if flags.is_train and given & AGING:
+            raise InputError(f"--{min(given & AGING)} is for aging faces: add --is_train False")
+        return train(flags, given) if flags.is_train else test(flags, given)
     except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
     except OSError as error:

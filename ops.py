@@ -115,11 +115,10 @@ def to_pixels(images):
     return tf.cast(tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
 
 
-def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
-    """Read a picture as uint8 [size_image, size_image, channels], channels 1 (grey) or 3 (RGB).
+def read_image(path: str | Path) -> Image.Image:
+    """Read a picture in RGB, turned as its EXIF says, laid over white where transparent.
 
-    Turned as its EXIF says, laid over white where transparent, cut to the central square, resized by Pillow's
-    antialiased bilinear filter. Raises InputError, with the file's name, for anything that cannot be read so.
+    Raises BadPicture (an InputError), with the file's name, for anything that cannot be read so.
     """
     with open_picture(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
@@ -129,14 +128,19 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
             raise BadPicture(path, "32-bit pixels, whose white is not known")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return fit_image(image, size_image, channels)
+        return image.convert("RGB")
+
+
+def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
+    """Read a picture as uint8 [size_image, size_image, channels], channels 1 (grey) or 3 (RGB). Raises BadPicture."""
+    return fit_image(read_image(path), size_image, channels)
 
 
 def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
     """The central square of a picture, resized by Pillow's antialiased bilinear filter: uint8 [S, S, channels]."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.convert("L" if channels == 1 else "RGB").crop((left, top, left + side, top + side))
+    image = image.crop((left, top, left + side, top + side)).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(image.resize((size_image, size_image), Image.Resampling.BILINEAR))
     return pixels.reshape(size_image, size_image, channels)
 

@@ -112,10 +112,15 @@ def sheet(
     return np.asarray(canvas)
 
 
+def to_image(picture: np.ndarray) -> Image.Image:
+    """A picture, uint8 [H, W, C] with C 1 or 3, as one of Pillow's."""
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+
+
 def save_image(path: str | Path, image: np.ndarray) -> None:
     """Write one picture, uint8 [H, W, C] with C 1 or 3, in the format of the path's suffix."""
     with write_whole(path) as temporary:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+        to_image(image).save(temporary)
 
 
 def save_animation(

@@ -1,8 +1,12 @@
 """Training: what a run writes, and how it goes on."""
 
 import csv
+import io
 import json
 import math
+import shutil
+import tarfile
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -11,7 +15,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from dataset import InputError, split
+from dataset import InputError, list_faces, split
 from FaceAging import FaceAging, epoch_name
 from tests.conftest import TINY, TINY_FLAGS
 
@@ -235,3 +239,52 @@ def test_main_refuses_a_flag_that_the_run_was_not_made_with(workplace, capsys):
     assert main.main(["--dataset", "drawn", "--epoch", "2", "--num_gen_channels", "64"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "--num_gen_channels is 64" in error and "made with 32" in error
+
+
+def test_main_trains_on_a_packed_set_with_a_table_other_bins_and_a_damaged_picture(
+    tmp_path, faces, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    table = ["file,age,gender"]
+    damaged = (7, 8, 11)
+    with tarfile.open(tmp_path / "data/mine.tar.gz", "w:gz") as archive:
+        for number, face in enumerate(faces[:40]):
+            content = Path(face.path).read_bytes()
+            add(archive, f"mine/{number:02d}.jpg", content[:-500] if number in damaged else content)
+            table.append(f"{number:02d}.jpg,{face.age},{'' if number == 9 else 'mf'[face.gender]}")
+        add(archive, "mine/labels.csv", "\n".join(table).encode())
+    flags = ["--dataset=mine", "--age_bounds=20,50", "--balance=True", "--cache=True", "--epoch=2", *TINY_FLAGS]
+    assert main.main(flags) == 2  # a gender is missing
+    assert "--unknown_gender True" in capsys.readouterr().err
+    assert main.main([*flags, "--unknown_gender=True"]) == 0
+    printed = capsys.readouterr().out
+    assert "labels.csv: 40 faces" in printed and "21-50" in printed
+    named = [printed.count(f"{number:02d}.jpg") for number in damaged]
+    assert max(named) == 1  # once, whenever they were drawn
+    assert json.loads((tmp_path / "save/config.json").read_text())["model"]["age_bounds"] == [20, 50]
+    assert iio.imread(tmp_path / "save/test/02.png").shape[0] == 3 * 32  # a row a bin
+    assert main.main(["--is_train=False", f"--testdir={faces[0].path}"]) == 0
+    assert iio.imread(tmp_path / "save/test/test_as_male.png").shape[0] < 5 * 40  # the face itself and three ages
+
+
+def test_a_run_whose_pictures_vanish_stops_and_keeps_what_was_trained(tmp_path, drawn_folder, run):
+    folder = tmp_path / "faces"
+    shutil.copytree(drawn_folder, folder)
+    model = FaceAging(**TINY, save_dir=tmp_path / "save")
+    model.train(list_faces(folder).faces, num_epochs=1)
+    listed = list_faces(folder).faces
+    held_out = {face.path for face in split(listed, seed=2017)[1]}
+    for face in listed:
+        if face.path not in held_out:
+            Path(face.path).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        FaceAging(**TINY, save_dir=tmp_path / "save").train(listed, num_epochs=2)
+    going_on = FaceAging(**TINY, save_dir=tmp_path / "save")
+    assert going_on.load_checkpoint() and int(going_on.step) >= STEPS
+
+
+def add(archive, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
