@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, wrong flags, missing folders, none of them with TensorFlow."""
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ from FaceAging import FaceAging
 MAIN = Path(main.__file__)
 
 
-def call(*flags, cwd):
+def call(*flags, cwd, **environment):
     """Run the program in a process of its own in which TensorFlow cannot be imported."""
     code = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; import main; sys.exit(main.main())"
     command = [sys.executable, "-c", code, *flags]
-    environment = {"PYTHONPATH": str(MAIN.parent), "PATH": "", "COLUMNS": "120"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    environment = {"PYTHONPATH": str(MAIN.parent), **environment}
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_help_names_every_flag_with_its_default(tmp_path):
@@ -48,6 +51,9 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--seed -1", "--seed"),
         ("--is_train maybe", "--is_train"),
         ("--age_bounds 10,5", "--age_bounds"),
+        ("--is_train False --age old", "--age"),
+        ("--is_train False --gender other", "--gender"),
+        ("--age 30", "--is_train False"),
         ("--epochs 3 --wrong", "--wrong"),
     ],
 )
@@ -103,3 +109,9 @@ def test_loss_weights_have_names():
     assert parse("2017") == (1e-4, 1e-4, 1e-4)
     assert parse("paper") == (0.01, 0.01, 0.1)
     assert parse("0.1,0.2,0.3") == (0.1, 0.2, 0.3)
+
+
+def test_the_readme_shows_the_help_as_it_is(tmp_path):
+    readme = (MAIN.parent / "README.md").read_text(encoding="utf-8")
+    shown = call("--help", cwd=tmp_path, COLUMNS="110").stdout
+    assert "".join(f"    {line}" if line.strip() else line for line in shown.splitlines(keepends=True)) in readme
