@@ -322,6 +322,7 @@ class FaceAging:
                 f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
                 f"pass --batch_size {len(training)} or less"
             )
+        self._check_beginning(use_trained_model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(ops.locked(self.save_dir))
             self._begin(num_epochs, use_trained_model, use_init_model)
@@ -454,9 +455,8 @@ class FaceAging:
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
         return tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
 
-    def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
-        """Put networks, optimizers, epoch and step where training begins or goes on."""
-        self._build_optimizers()
+    def _check_beginning(self, use_trained_model: bool) -> None:
+        """Raise InputError where training would spoil what save_dir holds; nothing has been written yet."""
         found = ops.saved_checkpoints(self.save_dir / "checkpoint")
         if found and not use_trained_model:
             raise InputError(
@@ -468,6 +468,11 @@ class FaceAging:
                 f"{found[0]} came without a config.json, so it is not of a run of this program: "
                 "to keep it, train into another --savedir"
             )
+        self._check_architecture(self.save_dir)
+
+    def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
+        """Put networks, optimizers, epoch and step where training begins or goes on."""
+        self._build_optimizers()
         if self.load_checkpoint():
             at = f"epoch {epoch_name(int(self.epoch))} after step {int(self.step)}"
             print(
@@ -808,8 +813,11 @@ def epoch_name(epoch: int) -> str:
 
 
 def summary(losses: dict[str, float]) -> str:
-    """The losses in a line."""
-    return " ".join(f"{name.replace('_loss', '')} {loss:.3f}" for name, loss in losses.items())
+    """The losses in a line, each discriminator's two as the sum that it minimises."""
+    shown = {name: losses[f"{name}_loss"] for name in ("EG", "E_z", "G_img", "tv")}
+    shown["D_z"] = losses["D_z_loss_prior"] + losses["D_z_loss_z"]
+    shown["D_img"] = losses["D_img_loss_input"] + losses["D_img_loss_G"]
+    return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())
 
 
 def in_batches(function, *arrays: np.ndarray) -> np.ndarray:

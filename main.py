@@ -329,8 +329,11 @@ def main(argv: list[str] | None = None) -> int:
         return train(flags, given) if flags.is_train else test(flags, given)
     except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"main.py: {error.filename}: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # no right to write, a full disk
+        print(f"main.py: {f'{error.filename}: ' * bool(error.filename)}{error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:  # before or after training, which stops in its own way
+        print("main.py: stopped", file=sys.stderr)
+        return 130
     return 2
 
 

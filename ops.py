@@ -187,9 +187,13 @@ class StopRequest:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder, made if need be, for this process alone; the system lets go of it whatever way a process ends.
 
-    Raises InputError, with the other's host and process, where another holds it. Without fcntl (Windows), no lock.
+    Raises InputError, with the other's host and process, where another holds it, and where the folder's name is a
+    file's. Without fcntl (Windows), no lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder} cannot be a folder, there is a file: give another --savedir") from error
     with (folder / "lock").open("a+") as file:
         if fcntl:
             try:

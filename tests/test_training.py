@@ -233,6 +233,17 @@ def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
     assert iio.imread(workplace / "save/samples/02.png").shape == (32, 192)
 
 
+def test_a_refused_training_leaves_the_folder_as_it_was(tmp_path, faces):
+    reference = shutil.copytree(Path(__file__).parent / "reference", tmp_path / "reference")
+    before = sorted(reference.rglob("*"))
+    with pytest.raises(InputError, match="another --savedir"):
+        FaceAging(**TINY, save_dir=reference).train(faces, num_epochs=1)
+    assert sorted(reference.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="there is a file"):
+        FaceAging(**TINY, save_dir=tmp_path / "file").train(faces, num_epochs=1)
+
+
 def test_main_refuses_a_flag_that_the_run_was_not_made_with(workplace, capsys):
     assert main.main(["--dataset", "drawn", *TINY_FLAGS, "--epoch", "1"]) == 0
     capsys.readouterr()
