@@ -334,6 +334,12 @@ class FaceAging:
             stop = stack.enter_context(ops.StopRequest())
             saved_at = time.monotonic()
 
+            def save():
+                nonlocal saved_at
+                record.flush()
+                self.save_checkpoint()
+                saved_at = time.monotonic()
+
             for epoch in range(int(self.epoch), num_epochs + 1):
                 rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
                 for optimizer in self.optimizers.values():
@@ -356,30 +362,28 @@ class FaceAging:
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
                 bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
-                for batch in bar:
-                    losses, out = self.train_step(*batch, weights)
-                    self.step.assign_add(1)
-                    self.batch.assign_add(1)
-                    step, done = int(self.step), int(self.batch) / num_batches
-                    losses = {name: float(loss) for name, loss in losses.items()}
-                    check_finite(losses, step)
-                    record.write_step(step, epoch - 1 + done, losses, rate)
-                    if step % HISTOGRAM_STEPS == 0:
-                        record.write_histograms(step, {**out, "z_prior": batch[-1]})
-                    bar.set_postfix_str(summary(losses))
-                    if done < 1 and (stop.signal or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
-                        record.flush()
-                        self.save_checkpoint()
-                        saved_at = time.monotonic()
-                        if stop.signal:
+                try:
+                    for batch in bar:
+                        losses, out = self.train_step(*batch, weights)
+                        self.step.assign_add(1)
+                        self.batch.assign_add(1)
+                        step, done = int(self.step), int(self.batch) / num_batches
+                        losses = {name: float(loss) for name, loss in losses.items()}
+                        check_finite(losses, step)
+                        record.write_step(step, epoch - 1 + done, losses, rate)
+                        if step % HISTOGRAM_STEPS == 0:
+                            record.write_histograms(step, {**out, "z_prior": batch[-1]})
+                        bar.set_postfix_str(summary(losses))
+                        if done < 1 and (stop.signal or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                            save()
+                        if done < 1 and stop.signal:
                             return stop.signal
+                except dataset.TooManyBad:
+                    save()
+                    raise
                 for path in list(bad)[named:]:
                     print(f"Another face stands in for {path}: {bad[path]}", flush=True)
                 named = len(bad)
-                if int(self.batch) < num_batches:  # too many to go on
-                    record.flush()
-                    self.save_checkpoint()
-                    dataset.check_bad(bad, len(training))
 
                 step = int(self.step)
                 sheets, loss = self._show_epoch(epoch_name(epoch), *shown)
@@ -390,9 +394,7 @@ class FaceAging:
                 self.epoch.assign(epoch + 1)
                 self.batch.assign(0)
                 if stop.signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
-                    record.flush()
-                    self.save_checkpoint()
-                    saved_at = time.monotonic()
+                    save()
                 if stop.signal:
                     return stop.signal
         self._animate_training()

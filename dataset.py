@@ -8,19 +8,16 @@ import shutil
 import tarfile
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 AGE_BOUNDS = (5, 10, 15, 20, 30, 40, 50, 60, 70)  # the last age of each bin but the open last one
 OLDEST = 120
@@ -31,7 +28,7 @@ BAD_SHARE = 0.1  # of the set: more bad pictures than this end the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
 READ_AT_ONCE = 1 << 20  # bytes
 HEADERS_A_TASK = 500  # a future for each of 163,446 pictures would cost more than the reading
-PREFETCHED_BATCHES = 2
+BATCHES_AHEAD = 2
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # of the content: web sets hold GIFs called .jpg
 # of a name without its suffix; groups: age, gender where the convention has one
@@ -59,6 +56,10 @@ class BadPicture(InputError):
     def __init__(self, path: str | Path, reason: str):
         self.reason = reason
         super().__init__(f"{shown(str(path))}: {reason}")
+
+
+class TooManyBad(InputError):
+    """More than one in ten pictures of a set cannot be read."""
 
 
 class AgeBins:
@@ -259,10 +260,10 @@ def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def check_bad(bad: dict[str, str], total: int) -> None:
-    """Raise InputError, with the first names, if more than one in ten of `total` pictures are bad (reason by path)."""
+    """Raise TooManyBad, with the first names, if more than one in ten of `total` pictures are bad (reason by path)."""
     if len(bad) > total * BAD_SHARE:
         first = "; ".join(f"{shown(name)}: {reason}" for name, reason in list(bad.items())[:NAMES_SHOWN])
-        raise InputError(f"{len(bad):,} of {total:,} pictures cannot be read, more than one in ten: {first}")
+        raise TooManyBad(f"{len(bad):,} of {total:,} pictures cannot be read, more than one in ten: {first}")
 
 
 def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
@@ -354,18 +355,18 @@ def epoch_batches(
     balance: bool = False,
     cache: dict[str, np.ndarray] | None = None,
     shard: tuple[int, int] = (0, 1),
-) -> "tf.data.Dataset":
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Batches first_batch, first_batch + 1, ... of an epoch, as they are whenever it is begun.
 
-    Returns a dataset of (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2],
-    z_prior float32 [B, Z] ~ U(-1, 1)). The order is a function of (seed, epoch), z_prior of (seed, step); the last
-    short batch is dropped. `cache`, a dict to keep from epoch to epoch, holds every picture once read. A worker of
+    Yields (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2], z_prior float32
+    [B, Z] ~ U(-1, 1)), read ahead by threads. The order is a function of (seed, epoch), z_prior of (seed, step); the
+    last short batch is dropped. `cache`, a dict to keep from epoch to epoch, holds every picture once read. A worker of
     shard (index, count) gets its own part of each batch. A face that cannot be read is replaced by the next of the
-    epoch's order and put into `bad` (reason by path); where those become more than one in ten, the dataset ends early:
-    call check_bad(bad, len(faces)) after it. Raises InputError if the workers cannot share a batch equally.
-    """
-    import tensorflow as tf
+    epoch's order and put into `bad` (reason by path). Raises TooManyBad when those become more than one in ten, and
+    InputError if the workers cannot share a batch equally.
 
+    Not a tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
+    """
     from ops import load_image
 
     order = epoch_order(faces, bins, epoch, seed, balance)
@@ -389,27 +390,27 @@ def epoch_batches(
                 check_bad(bad, len(faces))
                 position = (position + 1) % len(order)
 
-    def batches() -> Iterator[tuple[np.ndarray, ...]]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for batch in range(first_batch, len(order) // batch_size):
-                start = batch * batch_size + worker * part
-                try:
-                    chosen, images = zip(*pool.map(load, range(start, start + part)), strict=True)
-                except InputError:
-                    return  # TensorFlow would bury it in its own: the caller's check_bad raises it again
-                step = first_step + batch - first_batch
-                z_prior = np.random.default_rng([seed, 1, step]).uniform(-1, 1, (batch_size, num_z_channels))
-                yield (
-                    np.stack(images),
-                    bins.one_hot([face.age for face in chosen]),
-                    gender_labels([face.gender for face in chosen]),
-                    z_prior[worker * part : (worker + 1) * part].astype(np.float32),
-                )
+    def read(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        start = batch * batch_size + worker * part
+        chosen, images = zip(*readers.map(load, range(start, start + part)), strict=True)
+        step = first_step + batch - first_batch
+        z_prior = np.random.default_rng([seed, 1, step]).uniform(-1, 1, (batch_size, num_z_channels))
+        return (
+            np.stack(images),
+            bins.one_hot([face.age for face in chosen]),
+            gender_labels([face.gender for face in chosen]),
+            z_prior[worker * part : (worker + 1) * part].astype(np.float32),
+        )
 
-    signature = (
-        tf.TensorSpec((part, size_image, size_image, channels), tf.uint8),
-        tf.TensorSpec((part, len(bins)), tf.float32),
-        tf.TensorSpec((part, 2), tf.float32),
-        tf.TensorSpec((part, num_z_channels), tf.float32),
-    )
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(PREFETCHED_BATCHES)
+    ahead = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as stacker:
+        try:
+            for batch in range(first_batch, len(order) // batch_size):
+                ahead.append(stacker.submit(read, batch))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
