@@ -117,7 +117,7 @@ def box_frame(box: np.ndarray) -> np.ndarray:
 
 
 def move(frame: np.ndarray, right: float, down: float, scale: float, turn: float) -> np.ndarray:
-    """A frame moved within its own unit square: shifts and scale as fractions of it; turn in radians, about the nose."""
+    """A frame moved within its own unit square: shifts and scale in fractions of it, turn in radians round the nose."""
     nose = np.array([0.5, 0.45])
     inner = np.array([[1 + scale, -turn], [turn, 1 + scale]])
     shift = nose + (right, down) - inner @ nose
