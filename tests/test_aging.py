@@ -1,5 +1,6 @@
 """Aging: sheets of any number of faces, exact ages, and what is refused."""
 
+import re
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -206,3 +207,14 @@ def test_main_refuses_a_testdir_without_pictures(save_dir, tmp_path, capsys, con
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no pictures in" in error
+
+
+def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "save").symlink_to(save_dir, target_is_directory=True)
+    readme = (Path(main.__file__).parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {"images": np.stack([np.asarray(Image.open(face.path)) for face in faces[:2]])}
+    exec(code, names)
+    assert names["z"].shape == (2, 50)
+    assert names["pictures"].shape == names["older"].shape == (2, 32, 32, 3)
