@@ -641,7 +641,7 @@ class FaceAging:
         Sheets of ten faces at every age, test_as_male.png and test_as_female.png, the further ones numbered from _2.
         Or, with ages in years, a picture for each face, age and gender; with animate, "gif" or "mp4", a film of each
         face from young to old and back. With align the faces of a photo are found, levelled and cropped first. What
-        cannot be read is named on stderr and left out. Raises InputError if that is everything.
+        cannot be read is named and left out. Raises InputError if that is everything.
         """
         folder = self.save_dir / "test"
         portraits = self._read_portraits(paths, align)
@@ -668,11 +668,11 @@ class FaceAging:
             try:
                 image = ops.read_image(path)
             except dataset.BadPicture as error:
-                tqdm.write(f"Left out: {error}", sys.stderr)
+                tqdm.write(f"Left out: {error}")
                 continue
             faces = [Image.fromarray(face) for face in align_faces(np.asarray(image))] if align else [image]
             if not faces:
-                tqdm.write(f"Left out: {path}: no face found", sys.stderr)
+                tqdm.write(f"Left out: {path}: no face found")
             _, *label = dataset.parse_name(Path(path).name) or (None, UNKNOWN)
             for face in faces:
                 stem = Path(path).stem

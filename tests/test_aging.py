@@ -163,7 +163,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(fresh, faces, tmp_p
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"not a picture")
     assert fresh.test([faces[0].path, bad]) == 1
-    assert "broken.jpg" in capfd.readouterr().err
+    assert "broken.jpg" in capfd.readouterr().out
 
 
 def test_nothing_is_written_where_no_picture_can_be_read(fresh, tmp_path):
@@ -198,6 +198,17 @@ def test_main_ages_one_picture_or_a_pattern(save_dir, faces, drawn_folder, capsy
         assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", testdir]) == 0
         matched = count or len(list(drawn_folder.glob("1?_0_*.jpg")))
         assert f"{matched} faces aged" in capsys.readouterr().out
+
+
+def test_main_refuses_a_folder_in_which_no_picture_can_be_read(save_dir, tmp_path, capfd):
+    for name in ("one.jpg", "two.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    before = sorted(save_dir.rglob("*"))
+    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.count("\n") == 1 and "no face to age in 2 pictures" in printed.err
+    assert "one.jpg" in printed.out and "two.png" in printed.out
+    assert sorted(save_dir.rglob("*")) == before
 
 
 @pytest.mark.parametrize("content", ["a file", "nothing"])
