@@ -5,6 +5,7 @@ aging of faces. Section, equation and figure numbers are the paper's (arXiv 1702
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -327,7 +328,8 @@ class FaceAging:
             stack.enter_context(ops.locked(self.save_dir))
             self._begin(num_epochs, use_trained_model, use_init_model)
             shown = self._load_faces(held_out)
-            bad, named, cached = {}, 0, {} if cache else None
+            load_image = functools.cache(self._load_image) if cache else self._load_image
+            bad, named = {}, 0
             self._write_config(notes or {})
             pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
             record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
@@ -352,13 +354,11 @@ class FaceAging:
                     first_batch=int(self.batch),
                     first_step=int(self.step),
                     batch_size=self.size_batch,
-                    size_image=self.size_image,
-                    channels=self.num_input_channels,
                     num_z_channels=self.num_z_channels,
+                    load_image=load_image,
                     seed=self.seed,
                     bad=bad,
                     balance=balance,
-                    cache=cached,
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
                 bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
@@ -400,12 +400,15 @@ class FaceAging:
         self._animate_training()
         return None
 
+    def _load_image(self, path: str) -> np.ndarray:
+        return ops.load_image(path, self.size_image, self.num_input_channels)
+
     def _load_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(images uint8, age labels, gender labels) of those faces that can be read."""
         images, labelled = [], []
         for face in faces:
             try:
-                images.append(ops.load_image(face.path, self.size_image, self.num_input_channels))
+                images.append(self._load_image(face.path))
                 labelled.append(face)
             except dataset.BadPicture as error:
                 print(f"Left out: {error}")

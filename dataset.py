@@ -9,7 +9,7 @@ import tarfile
 import warnings
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -347,28 +347,24 @@ def epoch_batches(
     first_batch: int,
     first_step: int,
     batch_size: int,
-    size_image: int,
-    channels: int,
     num_z_channels: int,
+    load_image: Callable[[str], np.ndarray],
     seed: int,
     bad: dict[str, str],
     balance: bool = False,
-    cache: dict[str, np.ndarray] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Batches first_batch, first_batch + 1, ... of an epoch, as they are whenever it is begun.
 
     Yields (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2], z_prior float32
     [B, Z] ~ U(-1, 1)), read ahead by threads. The order is a function of (seed, epoch), z_prior of (seed, step); the
-    last short batch is dropped. `cache`, a dict to keep from epoch to epoch, holds every picture once read. A worker of
-    shard (index, count) gets its own part of each batch. A face that cannot be read is replaced by the next of the
-    epoch's order and put into `bad` (reason by path). Raises TooManyBad when those become more than one in ten, and
-    InputError if the workers cannot share a batch equally.
+    last short batch is dropped. `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot
+    be read is replaced by the next of the epoch's order and put into `bad` (reason by path). A worker of shard (index,
+    count) gets its own part of each batch. Raises TooManyBad when more than one in ten faces are bad, and InputError if
+    the workers cannot share a batch equally.
 
     Not a tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
     """
-    from ops import load_image
-
     order = epoch_order(faces, bins, epoch, seed, balance)
     worker, workers = shard
     if batch_size % workers:
@@ -380,11 +376,7 @@ def epoch_batches(
         while True:
             face = faces[order[position]]
             try:
-                if cache is None:
-                    return face, load_image(face.path, size_image, channels)
-                if face.path not in cache:
-                    cache[face.path] = load_image(face.path, size_image, channels)
-                return face, cache[face.path]
+                return face, load_image(face.path)
             except BadPicture as error:
                 bad[face.path] = error.reason
                 check_bad(bad, len(faces))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ from dataset import (
     split,
     summary,
 )
+from ops import load_image
 
 ROOT = Path(dataset.__file__).parent
-SMALL = {"size_image": 8, "channels": 3, "num_z_channels": 5}
+SMALL = {"num_z_channels": 5, "load_image": partial(load_image, size_image=8, channels=3)}
 
 
 def draw(path: Path, shade: int = 100) -> Path:
@@ -438,7 +440,12 @@ def test_the_order_is_fixed_by_seed_and_epoch_and_the_prior_by_seed_and_step(tmp
 
 
 def test_grey_pictures_have_one_channel(tmp_path):
-    assert batches(draw_faces(tmp_path, 4), channels=1)[0][0].shape == (4, 8, 8, 1)
+    assert batches(draw_faces(tmp_path, 4), load_image=partial(load_image, size_image=8, channels=1))[0][0].shape == (
+        4,
+        8,
+        8,
+        1,
+    )
 
 
 def test_workers_share_each_batch(tmp_path):
@@ -500,18 +507,6 @@ def train():
 train()"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 1 and b"the step failed" in ended.stderr
-
-
-def test_a_cache_serves_pictures_once_read_and_is_off_unless_asked(tmp_path):
-    faces = draw_faces(tmp_path, 12)
-    cache = {}
-    first = batches(faces, cache=cache)
-    assert len(cache) == 12
-    for face in faces:
-        Path(face.path).unlink()
-    assert equal(first, batches(faces, cache=cache))
-    with pytest.raises(InputError):
-        batches(faces)
 
 
 def test_importing_does_not_import_tensorflow():

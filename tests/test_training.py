@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from dataset import InputError, list_faces, split
 from FaceAging import FaceAging, epoch_name
+from ops import load_image
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [
@@ -187,6 +189,16 @@ def test_a_set_smaller_than_a_batch_is_refused_with_the_number_to_pass(tmp_path,
     with pytest.raises(InputError, match="--batch_size 54 or less"):
         FaceAging(**{**TINY, "size_batch": 55}, save_dir=tmp_path).train(faces)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_with_a_cache_no_picture_is_read_twice(tmp_path, faces, monkeypatch, cache):
+    read = Counter()
+    monkeypatch.setattr("ops.load_image", lambda path, *sizes: read.update([path]) or load_image(path, *sizes))
+    FaceAging(**TINY, save_dir=tmp_path).train(faces[:40], num_epochs=2, cache=cache)
+    training, _ = split(faces[:40], seed=2017)  # 36: three batches of ten an epoch
+    reads = [read[face.path] for face in training]
+    assert max(reads) == 1 if cache else sum(reads) == 60
 
 
 def test_going_on_with_another_architecture_is_refused_with_both_numbers(run, faces):
