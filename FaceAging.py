@@ -33,7 +33,7 @@ import dataset
 import ops
 import pictures
 from align import align_faces, looks_aligned
-from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels
+from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels, read_config
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -774,18 +774,6 @@ def check_finite(losses: dict[str, float], step: int) -> None:
                 f"{name} is {loss} at step {step}: the last checkpoint is kept; "
                 "lower --learning_rate or --loss_weights, or take --precision float32"
             )
-
-
-def read_config(save_dir: str | Path) -> dict:
-    """What the run in save_dir remembers: {"model": the constructor's arguments, "training", "versions"}, or {}."""
-    path = Path(save_dir) / "config.json"
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {name: dict(config[name]) for name in ("model", "training", "versions")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what a run writes: mend it, or give another --savedir") from error
 
 
 def read_reference_config(save_dir: str | Path) -> dict:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 import re
 import shutil
@@ -115,6 +116,18 @@ class Listing(NamedTuple):
     faces: list[Face]
     skipped: list[tuple[str, str]]
     conventions: Counter[str]
+
+
+def read_config(save_dir: str | Path) -> dict:
+    """What the run in save_dir remembers: {"model": the constructor's arguments, "training", "versions"}, or {}."""
+    path = Path(save_dir) / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {name: dict(config[name]) for name in ("model", "training", "versions")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what a run writes: mend it, or give another --savedir") from error
 
 
 def shown(name: str) -> str:

@@ -20,6 +20,7 @@ from dataset import (
     find_dataset,
     list_faces,
     picture_names,
+    read_config,
     summary,
 )
 
@@ -247,6 +248,7 @@ def find_pictures(testdir: str) -> list[Path]:
 
 
 def train(flags: argparse.Namespace, given: set[str]) -> int:
+    recall(flags, given, read_config(flags.savedir))  # first: it says which data set to look for
     demo = Path("data/demo")
     if flags.dataset == demo.name and not demo.exists():
         from demo.draw_faces import draw_dataset
@@ -256,10 +258,9 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     print("Building graph ...", flush=True)
     with silence():
-        from FaceAging import FaceAging, read_config
+        from FaceAging import FaceAging
         from ops import best_precision
 
-    recall(flags, given, read_config(flags.savedir))
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")
@@ -301,7 +302,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     paths = flags.blend or find_pictures(flags.testdir)
     print("Building graph ...", flush=True)
     with silence():
-        from FaceAging import FaceAging, read_config
+        from FaceAging import FaceAging
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)

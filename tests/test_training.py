@@ -236,7 +236,7 @@ def test_training_where_another_run_trains_is_refused(tmp_path, faces):
 def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
     train = ["--dataset", "drawn", "--loss_weights", "0.01,0.1,0.001", "--channels", "1"]
     assert main.main([*train, *TINY_FLAGS, "--epoch", "1"]) == 0
-    assert main.main(["--dataset", "drawn", "--epoch", "2"]) == 0  # neither sizes nor weights are said again
+    assert main.main(["--epoch", "2"]) == 0  # neither the data set nor sizes nor weights are said again
     printed = capsys.readouterr().out
     assert "UTKFace names: 60 faces" in printed and "Going on with epoch 02 after step 5" in printed
     assert "Epoch 02/02, step 10: EG 0." in printed  # a line an epoch where output is no terminal
