@@ -221,7 +221,7 @@ class FaceAging:
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, which the reference program ran with
-        optimizer = keras.optimizers.Adam(beta_1=0.5, epsilon=1e-8)
+        optimizer = ops.Adam(beta_1=0.5, epsilon=1e-8)
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer

@@ -30,12 +30,15 @@ except ImportError:  # Windows
 
 STDDEV = 0.02  # of every initial weight
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
+# Pixels a side of the map: measured in tests/README.md.
+SMALL_MAP = 8  # up to here the gradient of the kernel is a matrix product
+SMALLEST_MAP = 4  # up to here all of a convolution is
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # of weights in the reference program's checkpoints, where they differ
 
 
 def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "conv2d"):
     """Convolve [batch, h, w, c] to [batch, h / stride, w / stride, num_output_channels]."""
-    return layers.Conv2D(
+    return Conv2D(
         num_output_channels,
         size_kernel,
         stride,
@@ -47,7 +50,7 @@ def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, n
 
 def deconv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "deconv2d"):
     """Transposed convolution of [batch, h, w, c] to [batch, h * stride, w * stride, num_output_channels]."""
-    return layers.Conv2DTranspose(
+    return Conv2DTranspose(
         num_output_channels,
         size_kernel,
         stride,
@@ -70,7 +73,7 @@ def lrelu(x, leak: float = 0.2):
 
 def batch_norm(x, name: str = "batch_norm", synchronized: bool = False):
     """Batch normalisation without a scale; synchronized takes the statistics over the batches of all devices."""
-    return layers.BatchNormalization(momentum=0.999, epsilon=1e-3, scale=False, synchronized=synchronized, name=name)(x)
+    return BatchNormalization(momentum=0.999, epsilon=1e-3, scale=False, synchronized=synchronized, name=name)(x)
 
 
 def concat_label(x, label, duplicate: int = 1):
@@ -80,6 +83,148 @@ def concat_label(x, label, duplicate: int = 1):
         _, height, width, _ = x.shape
         label = keras.ops.tile(label[:, None, None, :], [1, height, width, 1])
     return keras.ops.concatenate([x, label], axis=-1)
+
+
+class Conv2D(layers.Conv2D):
+    """Keras' convolution, but on a CPU small maps are convolved as matrix products."""
+
+    def convolution_op(self, inputs, kernel):
+        if _is_small(inputs.shape[1] // self.strides[0]):
+            return _convolve(inputs, tf.convert_to_tensor(kernel))
+        return super().convolution_op(inputs, kernel)
+
+
+class Conv2DTranspose(layers.Conv2DTranspose):
+    """Keras' transposed convolution, but on a CPU small maps are convolved as matrix products."""
+
+    def call(self, inputs):
+        kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
+        if _is_small(inputs.shape[1]) and self.strides[0] == 2:
+            return _add_bias(_deconvolve(inputs, kernel), bias)
+        side = self.strides[0] * inputs.shape[1]
+        shape = [tf.shape(inputs)[0], side, side, self.filters]
+        return _add_bias(tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides), bias)
+
+
+class BatchNormalization(layers.BatchNormalization):
+    """Keras' batch normalisation, but of maps while training in one fused operation."""
+
+    def call(self, inputs, training=None, mask=None):
+        if not training or self.synchronized or len(inputs.shape) != 4:
+            return super().call(inputs, training=training, mask=mask)
+        ones = tf.ones_like(self.beta)  # no scale
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, ones, self.beta, epsilon=self.epsilon)
+        # it gives the variance over all other samples, Keras and the reference program keep the one over all samples
+        samples = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance * (samples - 1) / samples)):
+            moving.assign(moving * self.momentum + value * (1 - self.momentum))
+        return outputs
+
+
+@tf.custom_gradient
+def _add_bias(maps, bias):
+    def gradient(upstream):
+        # a sum over all pixels as a matrix product: TensorFlow's own takes twice as long on a CPU
+        pixels = tf.reshape(upstream, [-1, upstream.shape[-1]])
+        return upstream, tf.matmul(tf.ones([1, tf.shape(pixels)[0]], pixels.dtype), pixels)[0]
+
+    return tf.nn.bias_add(maps, bias), gradient
+
+
+# Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of few
+# pixels oneDNN leaves most of a CPU idle; gathering what each pixel sees, and one matrix product, does not.
+
+
+def _is_small(side: int) -> bool:
+    return side <= SMALL_MAP and not tf.config.list_logical_devices("GPU")
+
+
+@tf.custom_gradient
+def _convolve(images, kernel):
+    def gradient(upstream):
+        return _spread(upstream, kernel), _correlate(images, upstream, kernel.shape)
+
+    return _collect(images, kernel), gradient
+
+
+@tf.custom_gradient
+def _deconvolve(maps, kernel):
+    def gradient(upstream):
+        return _collect(upstream, kernel), _correlate(upstream, maps, kernel.shape)
+
+    return _spread(maps, kernel), gradient
+
+
+def _collect(images, kernel):
+    """The convolution: each pixel of the map is a weighted sum of its window of the picture."""
+    k, _, _, d = kernel.shape
+    side = images.shape[1] // 2
+    if side > SMALLEST_MAP:
+        return tf.nn.conv2d(images, kernel, 2, "SAME")
+    product = tf.matmul(_take(images, _windows(side, k)), tf.reshape(kernel, [-1, d]))
+    return tf.reshape(product, [-1, side, side, d])
+
+
+def _spread(maps, kernel):
+    """Its transpose: each pixel of the map adds to its window of the picture."""
+    k, _, c, d = kernel.shape
+    side = maps.shape[1]
+    if side > SMALLEST_MAP:
+        return tf.nn.conv2d_transpose(maps, kernel, [tf.shape(maps)[0], 2 * side, 2 * side, c], 2)
+    windows = tf.matmul(tf.reshape(maps, [-1, d]), tf.reshape(kernel, [-1, d]), transpose_b=True)
+    shares = _shares(side, k)
+    terms = _take(tf.reshape(windows, [-1, side**2, k**2, c]), shares)
+    return tf.reduce_sum(tf.reshape(terms, [-1, 2 * side, 2 * side, shares.shape[1], c]), axis=3)
+
+
+def _correlate(images, maps, shape):
+    """The gradient of a kernel of this shape: each of its places correlates the map with the picture shifted so."""
+    windows = _take(images, _windows(maps.shape[1], shape[0]))
+    return tf.reshape(tf.matmul(windows, tf.reshape(maps, [-1, shape[3]]), transpose_a=True), shape)
+
+
+def _take(images, places: np.ndarray):
+    """At places, int [P, T] in 0 ... h * w, of images [N, h, w, C]: [N * P, T * C]; the place h * w holds zeros."""
+    _, height, width, channels = images.shape
+    flat = tf.pad(tf.reshape(images, [-1, height * width, channels]), [[0, 0], [0, 1], [0, 0]])
+    return tf.reshape(tf.gather(flat, places.ravel(), axis=1), [-1, places.shape[1] * channels])
+
+
+def _windows(side: int, k: int) -> np.ndarray:
+    """The places in the picture that each pixel of the map sees, int [side * side, k * k]."""
+    rows = 2 * np.arange(side)[:, np.newaxis] - (k - 2) // 2 + np.arange(k)  # [side, k]
+    places = rows[:, None, :, None] * 2 * side + rows[:, None, :]  # [side, side, k, k]
+    inside = (rows >= 0) & (rows < 2 * side)
+    places[~(inside[:, None, :, None] & inside[:, None, :])] = (2 * side) ** 2
+    return places.reshape(side**2, k**2)
+
+
+def _shares(side: int, k: int) -> np.ndarray:
+    """The places in all windows, flattened, that hold each pixel of the picture: int [4 * side * side, T]."""
+    windows = _windows(side, k).ravel()
+    holders = [np.flatnonzero(windows == place) for place in range((2 * side) ** 2)]
+    most = max(map(len, holders))
+    return np.array([np.pad(h, (0, most - len(h)), constant_values=len(windows)) for h in holders])
+
+
+class Adam(keras.optimizers.Adam):
+    """Keras' Adam, each variable updated by TensorFlow's one fused operation: the same formula in one pass of memory."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        steps = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**steps,
+            beta2_power=self.beta_2**steps,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 def best_precision() -> tuple[str, str]:
@@ -154,10 +299,17 @@ def save_batch_images(images, path: str | Path, columns: int = 10) -> np.ndarray
 
 def total_variation(images):
     """Mean over the batch of half the squared differences between neighbours, per row and per column of pixels."""
-    _, height, width, _ = images.shape
-    vertical = tf.reduce_sum(tf.square(images[:, 1:] - images[:, :-1])) / 2 / height
-    horizontal = tf.reduce_sum(tf.square(images[:, :, 1:] - images[:, :, :-1])) / 2 / width
-    return (vertical + horizontal) / tf.cast(tf.shape(images)[0], images.dtype)
+    _, height, width, channels = images.shape
+
+    def squared_differences(axis: int):
+        size = [-1, height, width, channels]
+        size[axis] -= 1
+        # tf.slice, not images[1:]: its gradient is a tenth of the work on a CPU
+        before, after = (tf.slice(images, np.eye(4, dtype=int)[axis] * start, size) for start in (0, 1))
+        return tf.reduce_sum(tf.square(after - before))
+
+    total = squared_differences(1) / 2 / height + squared_differences(2) / 2 / width
+    return total / tf.cast(tf.shape(images)[0], images.dtype)
 
 
 class StopRequest:
