@@ -124,15 +124,17 @@ class BatchNormalization(layers.BatchNormalization):
 @tf.custom_gradient
 def _add_bias(maps, bias):
     def gradient(upstream):
-        # a sum over all pixels as a matrix product: TensorFlow's own takes twice as long on a CPU
-        pixels = tf.reshape(upstream, [-1, upstream.shape[-1]])
-        return upstream, tf.matmul(tf.ones([1, tf.shape(pixels)[0]], pixels.dtype), pixels)[0]
+        # the sum over all pixels, first over rows of them as a matrix product: TensorFlow's own takes thrice as long
+        _, _, width, channels = upstream.shape
+        rows = tf.reshape(upstream, [-1, width * channels])
+        sums = tf.matmul(tf.ones([1, tf.shape(rows)[0]], rows.dtype), rows)
+        return upstream, tf.reduce_sum(tf.reshape(sums, [width, channels]), axis=0)
 
     return tf.nn.bias_add(maps, bias), gradient
 
 
-# Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of few
-# pixels oneDNN leaves most of a CPU idle; gathering what each pixel sees, and one matrix product, does not.
+# Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of
+# few pixels oneDNN leaves most of a CPU idle; gathering what each pixel sees, and one matrix product, does not.
 
 
 def _is_small(side: int) -> bool:
@@ -208,7 +210,7 @@ def _shares(side: int, k: int) -> np.ndarray:
 
 
 class Adam(keras.optimizers.Adam):
-    """Keras' Adam, each variable updated by TensorFlow's one fused operation: the same formula in one pass of memory."""
+    """Keras' Adam, the same formula, but each variable is updated by one fused operation, in one pass of memory."""
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
