@@ -1,0 +1,68 @@
+"""Layers and optimizer that compute in fewer passes, against Keras' own."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import ops
+
+
+def outputs_and_gradients(layer, inputs):
+    """What a layer gives while training, and the gradients of a weighted sum of it: of inputs and trainable weights."""
+    inputs = tf.constant(inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+        weights = np.random.default_rng(1).normal(size=outputs.shape).astype(np.float32)
+        goal = tf.reduce_sum(outputs * weights)
+    return [outputs, *tape.gradient(goal, [inputs, *layer.trainable_weights])]
+
+
+def compare(ours, theirs, shape):
+    inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    ours.build(shape)
+    theirs.build(shape)
+    theirs.set_weights([weight + np.float32(0.1) for weight in ours.get_weights()])
+    ours.set_weights(theirs.get_weights())
+    for _ in range(2):
+        pairs = zip(outputs_and_gradients(ours, inputs), outputs_and_gradients(theirs, inputs), strict=True)
+        for our, their in pairs:
+            np.testing.assert_allclose(our, their, rtol=1e-4, atol=2e-4)
+    for our, their in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-6)
+
+
+# of 2, 4, 8 and 16 pixels come out: either side of what is computed as matrix products, wholly and in part
+@pytest.mark.parametrize("size_kernel", [3, 5])
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_a_convolution_equals_keras(side, size_kernel):
+    arguments = (6, size_kernel, 2, "same")
+    compare(ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, side, side, 5])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [2, 4, 8, 16])
+def test_a_transposed_convolution_equals_keras(side, stride):
+    arguments = (6, 5, stride, "same")
+    compare(ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, side, side, 4])
+
+
+@pytest.mark.parametrize("shape", [[6, 4, 4, 3], [6, 5]])
+def test_batch_normalisation_equals_keras_and_moves_the_same_statistics(shape):
+    arguments = {"momentum": 0.999, "epsilon": 1e-3, "scale": False}
+    compare(ops.BatchNormalization(**arguments), layers.BatchNormalization(**arguments), shape)
+
+
+def test_adam_equals_keras():
+    random = np.random.default_rng(0)
+    start = random.normal(size=[7, 5]).astype(np.float32)
+    ours, theirs = keras.Variable(start), keras.Variable(start)
+    adams = {ops.Adam(2e-4, beta_1=0.5, epsilon=1e-8): ours, keras.optimizers.Adam(2e-4, 0.5, epsilon=1e-8): theirs}
+    for _ in range(5):
+        gradient = random.normal(size=[7, 5]).astype(np.float32)
+        for adam, variable in adams.items():
+            adam.apply([tf.constant(gradient)], [variable])
+    assert np.abs(ours.numpy() - start).mean() > 1e-4
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, atol=1e-7)
