@@ -14,7 +14,6 @@ import platform
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from tqdm import tqdm
 import dataset
 import ops
 import pictures
-from align import align_faces, looks_aligned
+from align import align_faces, looks_aligned, opencv
 from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels, read_config
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
@@ -592,18 +591,29 @@ class FaceAging:
     # Aging.
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 pictures [N, H, W, C]."""
+        """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 pictures [N, H, W, C].
+
+        Raises InputError for an array of another kind.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise InputError(f"pictures are uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
         if images.shape[1:] != (self.size_image, self.size_image, self.num_input_channels):
             images = np.stack([self._fit(pictures.to_image(image)) for image in images])
         return self._encode(images)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Pictures, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female)."""
-        ages, genders = np.broadcast_to(ages, len(z)), np.broadcast_to(genders, len(z))
+        """Pictures, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female).
+
+        One of either stands for N of them: a single z makes as many pictures as there are ages.
+        """
+        (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
+        z = np.broadcast_to(np.asarray(z, np.float32), (count, self.num_z_channels))
+        ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
         return ops.to_pixels(self._generate(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 
     def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """The faces of uint8 pictures [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]."""
+        """The faces of uint8 pictures [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]; see `generate`."""
         return self.generate(self.encode(images), ages, genders)
 
     def _fit(self, image: Image.Image) -> np.ndarray:
@@ -649,25 +659,32 @@ class FaceAging:
         folder = self.save_dir / "test"
         portraits = self._read_portraits(paths, align)
         count = 0
-        while row := list(itertools.islice(portraits, FACES_PER_SHEET)):
+        # a face at a time where each has pictures of its own, that the progress bar moves
+        while row := list(itertools.islice(portraits, 1 if ages or animate else FACES_PER_SHEET)):
             z = self._encode(np.stack([portrait.image for portrait in row]))
             for gender in genders:
                 if ages:
-                    self._draw_ages(folder, row, z, gender, ages)
+                    self._draw_ages(folder, row[0].name, z, gender, ages)
                 if animate:
-                    self._draw_films(folder, row, z, gender, animate)
+                    self._draw_film(folder / f"{row[0].name}_{GENDER_NAMES[gender]}.{animate}", z, gender)
                 if not ages and not animate:
                     suffix = f"_{count // FACES_PER_SHEET + 1}" if count else ""
                     self._draw_sheet(folder / f"test_as_{GENDER_NAMES[gender]}{suffix}.png", row, z, gender)
             count += len(row)
         if not count:
-            raise InputError(f"no face to age in {len(paths)} pictures, such as {paths[0]}: --testdir takes photos")
+            where = dataset.shown(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
+            raise InputError(f"no face to age in {where}")
         return count
 
     def _read_portraits(self, paths: Sequence[str | Path], align: bool) -> Iterator["Portrait"]:
-        times = Counter()
-        doubtful = []
-        for path in tqdm(paths, "Aging", unit="picture", delay=5, disable=None):
+        if align:
+            try:
+                opencv()
+            except InputError as error:
+                print(f"{error}; until then the middle of each picture is taken", file=sys.stderr)
+                align = False
+        names, doubtful = set(), []
+        for path in tqdm(paths, "Aging", unit="picture", disable=None):
             try:
                 image = ops.read_image(path)
             except dataset.BadPicture as error:
@@ -675,15 +692,13 @@ class FaceAging:
                 continue
             faces = [Image.fromarray(face) for face in align_faces(np.asarray(image))] if align else [image]
             if not faces:
-                tqdm.write(f"Left out: {path}: no face found")
+                tqdm.write(f"Left out: {dataset.shown(str(path))}: no face found")
             _, *label = dataset.parse_name(Path(path).name) or (None, UNKNOWN)
             for face in faces:
-                stem = Path(path).stem
-                times[stem] += 1
-                name = stem if times[stem] == 1 else f"{stem}_{times[stem]}"
+                name = unused(Path(path).stem, names)
                 fitted = self._fit(face)
                 if not align and not looks_aligned(fitted):
-                    doubtful.append(str(path))
+                    doubtful.append(dataset.shown(str(path)))
                 yield Portrait(name, fitted, () if UNKNOWN in label else tuple(label))
         if doubtful:
             print(
@@ -706,39 +721,38 @@ class FaceAging:
             rows.append(kept)
             labels.append("as labelled")
         aged = ops.to_pixels(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
-        pictures.save_image(path, pictures.sheet(np.stack([*rows, *aged]), [*labels, *self.bins.names]))
+        title = f"as {GENDER_NAMES[gender]}"
+        pictures.save_image(path, pictures.sheet(np.stack([*rows, *aged]), [*labels, *self.bins.names], title=title))
 
-    def _draw_ages(self, folder: Path, row: list["Portrait"], z: np.ndarray, gender: int, ages) -> None:
-        for age in ages:
-            for portrait, image in zip(row, self.generate(z, age, gender), strict=True):
-                pictures.save_image(folder / f"{portrait.name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+    def _draw_ages(self, folder: Path, name: str, z: np.ndarray, gender: int, ages: Sequence[float]) -> None:
+        for age, image in zip(ages, self.generate(z, ages, gender), strict=True):
+            pictures.save_image(folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
 
-    def _draw_films(self, folder: Path, row: list["Portrait"], z: np.ndarray, gender: int, suffix: str) -> None:
+    def _draw_film(self, path: Path, z: np.ndarray, gender: int) -> None:
         older = np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
         ages = np.concatenate([older, older[-2:0:-1]])  # and back
-        for portrait, code in zip(row, z, strict=True):
-            images = self.generate(np.tile(code, (len(ages), 1)), ages, gender)
-            frames = [
-                pictures.sheet(image[np.newaxis, np.newaxis], [""], [f"{age:.0f} years"])
-                for age, image in zip(ages, images, strict=True)
-            ]
-            path = folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
-            try:
-                pictures.save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
-            except ImportError as error:
-                raise InputError(f"--animate {suffix}: {error}") from error
+        frames = [
+            pictures.sheet(image[np.newaxis, np.newaxis], [""], [f"{age:.0f} years"])
+            for age, image in zip(ages, self.generate(z, ages, gender), strict=True)
+        ]
+        pictures.save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
 
     def blend(
-        self, first: str | Path, second: str | Path, ages: Sequence[float] = (), genders: Sequence[int] = ()
+        self,
+        first: str | Path,
+        second: str | Path,
+        ages: Sequence[float] = (),
+        genders: Sequence[int] = (),
+        align: bool = False,
     ) -> Path:
         """Draw the way from one face to another at both their ages, as save_dir/test/blend_*.png; gives its path.
 
         Between them z and the gender's label change evenly. Ages in years and genders of the two, where not given, are
-        what the files' names say. Raises InputError where they say nothing, or for a picture that cannot be read.
+        what the files' names say. Raises InputError where they say nothing, or where a picture does not give one face.
         """
-        faces = list(self._read_portraits([first, second], align=False))
-        if len(faces) < 2:
-            raise InputError(f"{first} and {second} are not both pictures")
+        faces = list(self._read_portraits([first, second], align))
+        if len(faces) != 2:
+            raise InputError(f"a blend takes two faces, but {first} and {second} give {len(faces)}")
         for given, name in ((ages, "age A,B"), (genders, "gender")):
             if not given and not all(face.label for face in faces):
                 raise InputError(f"{first} and {second} are not both named after age and gender: give --{name}")
@@ -757,6 +771,14 @@ class FaceAging:
         path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
         pictures.save_image(path, pictures.sheet(rows, ["input", *(f"at {age:g}" for age in ages)]))
         return path
+
+
+def unused(name: str, names: set[str]) -> str:
+    """The name, numbered from _2 where `names` has it already, to which it is added; case alone is no difference."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    free = next(one for one in itertools.chain([name], numbered) if one.casefold() not in names)
+    names.add(free.casefold())
+    return free
 
 
 class Portrait(NamedTuple):

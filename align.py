@@ -54,7 +54,7 @@ def looks_aligned(image: np.ndarray) -> bool:
 
 def find_frames(image: np.ndarray) -> list[np.ndarray]:
     """Each face's frame, float [2, 3]: the map from the unit square of the aligned picture to pixels of the photo."""
-    grey = _opencv().cvtColor(image, _opencv().COLOR_RGB2GRAY)
+    grey = opencv().cvtColor(image, opencv().COLOR_RGB2GRAY)
     frames = [correct(grey, box_frame(box)) for box in find_faces(grey)]
     return sorted(frames, key=lambda frame: frame[0] @ (0.5, 0.5, 1))
 
@@ -69,7 +69,7 @@ def find_boxes(grey: np.ndarray) -> np.ndarray:
 
     grey: uint8 [H, W]. Returns float [N, 5]: centre (x, y), side in pixels, turn in degrees, votes.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     shrunk = min(1, WORKING_SIDE / max(grey.shape))
     if shrunk < 1:
         grey = cv2.resize(grey, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
@@ -138,7 +138,7 @@ def side_of(frame: np.ndarray) -> float:
 
 def sample(image: np.ndarray, frame: np.ndarray, side: int) -> np.ndarray:
     """The part of a picture [H, W, ...] that a frame covers, as uint8 [side, side, ...]."""
-    cv2 = _opencv()
+    cv2 = opencv()
     step = side_of(frame) / side  # pixels of the photo for one of ours
     # a square of the photo round the frame, so that blurring costs no more than the face
     corners = frame @ np.array([[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1]])
@@ -175,7 +175,7 @@ def _statistics() -> np.ndarray:
 
 
 @cache
-def _opencv():
+def opencv():
     """OpenCV 4: imported when first needed, for it is an optional extra, and release 5 has no cascades."""
     try:
         import cv2
@@ -189,5 +189,5 @@ def _opencv():
 
 @cache
 def _cascade():
-    cv2 = _opencv()
+    cv2 = opencv()
     return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"))

@@ -21,6 +21,7 @@ from dataset import (
     list_faces,
     picture_names,
     read_config,
+    shown,
     summary,
 )
 
@@ -132,10 +133,15 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--savedir", type=Path, default=Path("save"), metavar="DIR", help="where a run is kept")
 
     flag = parser.add_argument_group("aging, with --is_train False").add_argument
-    flag("--testdir", metavar="DIR", help="faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'")
+    flag(
+        "--testdir",
+        nargs="+",
+        metavar="DIR",
+        help="faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'",
+    )
     flag("--gender", choices=GENDERS, default="both", help="as which the faces are shown")
-    flag("--age", type=ages, default=(), metavar="A,B,...", help="exact ages in years: a picture per face and age")
-    flag("--animate", choices=("gif", "mp4"), default="", help="a film of each face from young to old and back")
+    flag("--age", type=ages, metavar="A,B,...", help="exact ages in years: a picture per face and age")
+    flag("--animate", choices=("gif", "mp4"), help="a film of each face from young to old and back")
     flag(
         "--align",
         type=true_or_false,
@@ -236,15 +242,41 @@ def silence() -> Iterator[None]:
         os.close(kept)
 
 
-def find_pictures(testdir: str) -> list[Path]:
-    """The pictures that --testdir names. Raises InputError if it names none."""
-    if Path(testdir).is_dir():
-        paths = [Path(testdir, name) for name in picture_names(testdir)]
-    else:
-        paths = [Path(name) for name in sorted(glob.glob(testdir)) if Path(name).is_file()]
-    if not paths:
-        raise InputError(f"no pictures in {testdir}: give --testdir a folder of faces, a picture, or a pattern")
+def find_pictures(testdir: list[str]) -> list[Path]:
+    """The pictures that --testdir names: more than one name where a shell has expanded a pattern itself.
+
+    Raises InputError for a name under which there is none.
+    """
+    paths = []
+    for name in testdir:
+        if Path(name).is_dir():
+            found = [Path(name, picture) for picture in picture_names(name)]
+        elif Path(name).is_file():  # what a pattern is made of may stand in a name: me[1].jpg
+            found = [Path(name)]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
+        if not found:
+            raise InputError(f"no pictures in {shown(name)}: give --testdir a folder of faces, a picture, or a pattern")
+        paths += found
     return paths
+
+
+def check_aging(flags: argparse.Namespace) -> None:
+    """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
+    if bool(flags.testdir) == bool(flags.blend):
+        raise InputError("--is_train False needs either --testdir, the faces to age, or --blend, two of them")
+    if flags.blend and flags.animate:
+        raise InputError("--blend draws one picture: leave out --animate")
+    for path in flags.blend or ():
+        if not path.is_file():
+            raise InputError(f"--blend: {shown(str(path))} is no file")
+    if flags.animate == "mp4":
+        try:
+            import imageio_ffmpeg
+
+            imageio_ffmpeg.get_ffmpeg_exe()
+        except (ImportError, RuntimeError) as error:
+            raise InputError('--animate mp4 needs ffmpeg: pip install "imageio[ffmpeg]", or take gif') from error
 
 
 def train(flags: argparse.Namespace, given: set[str]) -> int:
@@ -297,8 +329,7 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
 
 
 def test(flags: argparse.Namespace, given: set[str]) -> int:
-    if not flags.testdir and not flags.blend:
-        raise InputError("--is_train False needs --testdir, the faces to age")
+    check_aging(flags)
     paths = flags.blend or find_pictures(flags.testdir)
     print("Building graph ...", flush=True)
     with silence():
@@ -311,13 +342,15 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     print("SUCCESS ^_^", flush=True)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
-        print(f"Done! Results are saved as {model.blend(*paths, flags.age, genders)}")
+        blended = model.blend(*paths, flags.age or (), genders, flags.align)
+        print(f"Done! Results are saved as {shown(str(blended))}")
         return 0
-    aged = model.test(paths, GENDERS[flags.gender], flags.age, flags.animate, flags.align)
-    print(f"{aged} faces aged")
-    drawn = ["NAME_AGE_xxx.png"] * bool(flags.age) + [f"NAME_xxx.{flags.animate}"] * bool(flags.animate)
+    aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align)
+    print(f"{aged:,} face{'s' * (aged > 1)} aged")
+    name = paths[0].stem if aged == len(paths) == 1 else "NAME"
+    drawn = [f"{name}_AGE_xxx.png"] * bool(flags.age) + [f"{name}_xxx.{flags.animate}"] * bool(flags.animate)
     for name in drawn or ["test_as_xxx.png"]:
-        print(f"Done! Results are saved as {model.save_dir / 'test' / name}")
+        print(f"Done! Results are saved as {shown(str(model.save_dir / 'test' / name))}")
     return 0
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 import main
-from dataset import FEMALE, MALE, InputError, gender_labels
+from dataset import FEMALE, MALE, AgeBins, InputError, gender_labels
 from FaceAging import FaceAging
 from ops import load_image, to_pixels
 from tests.conftest import TINY
+
+SHEET_LABELS = ["input", "as labelled", *AgeBins().names]
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +37,14 @@ def fresh(model, tmp_path):
     return model
 
 
-def tiles(sheet, faces, rows=12, side=32):
-    """The pictures of a labelled sheet, [rows, faces, side, side, 3], counted from its right and lower edges."""
-    gap, margin = 2, 4
-    bottom, right = sheet.shape[0] - margin, sheet.shape[1] - margin
-    step = side + gap
-    return np.array(
-        [
-            [
-                sheet[bottom - (rows - row) * step + gap :, right - (faces - face) * step + gap :][:side, :side]
-                for face in range(faces)
-            ]
-            for row in range(rows)
-        ]
-    )
+def tiles(sheet, faces, labels=SHEET_LABELS, side=32):
+    """The pictures of a labelled sheet, [rows, faces, side, side, 3], counted from its labels and its lower edge."""
+    gap, margin, type_size = 2, 4, 12
+    font = ImageFont.load_default(type_size)
+    left = margin + round(max(font.getlength(label) for label in labels)) + type_size // 2
+    top = sheet.shape[0] - margin - len(labels) * (side + gap) + gap
+    rows = [sheet[top + row * (side + gap) :][:side] for row in range(len(labels))]
+    return np.array([[row[:, left + face * (side + gap) :][:, :side] for face in range(faces)] for row in rows])
 
 
 @pytest.mark.parametrize(("count", "sheets"), [(1, [1]), (3, [3]), (10, [10]), (23, [10, 10, 3])])
@@ -100,7 +96,10 @@ def test_faces_whose_names_say_nothing_have_no_row_of_their_own_label(fresh, fac
     fresh.test([copy])
     with_label, without = fresh._read_portraits([faces[0].path, copy], align=False)
     assert with_label.label == (faces[0].age, faces[0].gender) and without.label == ()
-    assert iio.imread(tmp_path / "test/test_as_male.png").shape[0] == 2 * 4 + 11 * 34 - 2  # eleven rows, not twelve
+    heights = [iio.imread(tmp_path / "test/test_as_male.png").shape[0]]
+    fresh.test([faces[0].path])
+    heights.append(iio.imread(tmp_path / "test/test_as_male.png").shape[0])
+    assert heights[1] - heights[0] == 34  # a row of 32 pixels and the gap
 
 
 def test_exact_ages_give_a_picture_per_face_age_and_gender(fresh, faces, tmp_path):
@@ -136,7 +135,7 @@ def test_a_blend_leads_from_one_face_to_the_other_at_both_ages(fresh, faces, tmp
     first, second = faces[0], faces[-1]
     path = fresh.blend(first.path, second.path)
     assert path.parent == tmp_path / "test"
-    shown = tiles(iio.imread(path), 10, rows=3)
+    shown = tiles(iio.imread(path), 10, ["input", f"at {first.age}", f"at {second.age}"])
     images = np.stack([load_image(face.path, 32, 3) for face in (first, second)])
     assert np.array_equal(shown[0, [0, -1]], images)
     for row, face in zip(shown[1:], (first, second), strict=True):
@@ -169,7 +168,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(fresh, faces, tmp_p
 def test_nothing_is_written_where_no_picture_can_be_read(fresh, tmp_path):
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"")
-    with pytest.raises(InputError, match="no face to age in 1 pictures"):
+    with pytest.raises(InputError, match="no face to age in .*broken.jpg"):
         fresh.test([bad])
     assert list(tmp_path.iterdir()) == [bad]
 
@@ -197,7 +196,7 @@ def test_main_ages_one_picture_or_a_pattern(save_dir, faces, drawn_folder, capsy
     for testdir, count in ((faces[0].path, 1), (str(drawn_folder / "1?_0_*.jpg"), None)):
         assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", testdir]) == 0
         matched = count or len(list(drawn_folder.glob("1?_0_*.jpg")))
-        assert f"{matched} faces aged" in capsys.readouterr().out
+        assert re.search(rf"^{matched} faces? aged$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_main_refuses_a_folder_in_which_no_picture_can_be_read(save_dir, tmp_path, capfd):
@@ -206,7 +205,7 @@ def test_main_refuses_a_folder_in_which_no_picture_can_be_read(save_dir, tmp_pat
     before = sorted(save_dir.rglob("*"))
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
     printed = capfd.readouterr()
-    assert printed.err.count("\n") == 1 and "no face to age in 2 pictures" in printed.err
+    assert printed.err.count("\n") == 1 and "no face to age in any of 2 pictures" in printed.err
     assert "one.jpg" in printed.out and "two.png" in printed.out
     assert sorted(save_dir.rglob("*")) == before
 

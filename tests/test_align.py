@@ -91,14 +91,14 @@ def test_no_face_gives_no_pictures(shape):
 
 def test_without_opencv_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    align._opencv.cache_clear()
+    align.opencv.cache_clear()
     with pytest.raises(InputError, match='pip install "opencv-python-headless<5"'):
         align.align_faces(drawn_face())
 
 
 def test_an_opencv_without_cascades_is_told_from_a_missing_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", type("cv2", (), {"__version__": "5.0.0"}))
-    align._opencv.cache_clear()
+    align.opencv.cache_clear()
     with pytest.raises(InputError, match="5.0.0"):
         align.align_faces(drawn_face())
 
