@@ -55,6 +55,7 @@ SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
 GENDER_NAMES = {MALE: "male", FEMALE: "female"}
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # of a frame
+FILM_SIDE = 64  # pixels of the face at least
 FILM_BYTES = 2_000_000  # of a GIF of one face
 GIF_BYTES = 10_000_000  # of demo_train.gif: what still loads in a browser at once
 GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
@@ -702,7 +703,7 @@ class FaceAging:
                 yield Portrait(name, fitted, () if UNKNOWN in label else tuple(label))
         if doubtful:
             print(
-                f"{len(doubtful)} of {len(paths)} pictures do not look like the faces trained on, such as "
+                f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
                 f"{', '.join(doubtful[:3])}: --align True finds, levels and crops the faces of a photo",
                 file=sys.stderr,
             )
@@ -729,11 +730,14 @@ class FaceAging:
             pictures.save_image(folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
 
     def _draw_film(self, path: Path, z: np.ndarray, gender: int) -> None:
+        # so wide that the age fits above
+        scale = -(-FILM_SIDE // self.size_image)
         older = np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
         ages = np.concatenate([older, older[-2:0:-1]])  # and back
+        images = self.generate(z, ages, gender).repeat(scale, axis=1).repeat(scale, axis=2)
         frames = [
             pictures.sheet(image[np.newaxis, np.newaxis], [""], [f"{age:.0f} years"])
-            for age, image in zip(ages, self.generate(z, ages, gender), strict=True)
+            for age, image in zip(ages, images, strict=True)
         ]
         pictures.save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
 

@@ -63,11 +63,11 @@ def scene(rng: np.random.Generator, face: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.clip(canvas, 0, 255).astype("u1"), frame
 
 
-def displacement(frame: np.ndarray, truth: np.ndarray) -> float:
-    """How far the worse of both eyes is from its place in the aligned picture, as a fraction of its width."""
-    there = truth @ np.column_stack([align.EYES, np.ones(2)]).T
+def displacement(frame: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
+    """How far the worst of some points [N, 2] is from its place in the aligned picture, as a fraction of its width."""
+    there = truth @ np.column_stack([points, np.ones(len(points))]).T
     back = np.linalg.solve(frame[:, :2], there - frame[:, 2:]).T
-    return float(np.hypot(*(back - align.EYES).T).max())
+    return float(np.hypot(*(back - points).T).max())
 
 
 def read(path: Path) -> np.ndarray:
@@ -122,13 +122,26 @@ def fit(paths: list[Path], rng: np.random.Generator) -> np.ndarray:
     return np.hstack([place, aligned]).astype("f2")
 
 
+def measure_set(paths: list[Path]) -> None:
+    """Print where the set's own pictures have eyes and chin, in fractions of their width and height."""
+    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_eye_tree_eyeglasses.xml")
+    greys = [cv2.resize(cv2.cvtColor(read(path), cv2.COLOR_RGB2GRAY), (200, 200)) for path in paths]
+    boxes = [box for grey in greys for box in cascade.detectMultiScale(grey[:120], 1.05, 3)]
+    eyes = np.array([((x + width / 2) / 200, (y + height / 2) / 200) for x, y, width, height in boxes])
+    for name, eye in (("left", eyes[eyes[:, 0] < 0.5]), ("right", eyes[eyes[:, 0] > 0.5])):
+        (x, y), spread = np.median(eye, axis=0), eye.std(axis=0)
+        print(f"EYES, {name:5}                  ({x:.3f}, {y:.3f}); spread ({spread[0]:.3f}, {spread[1]:.3f})")
+    down = cv2.GaussianBlur(np.mean(greys, axis=0)[:, 88:112].mean(1, keepdims=True), (1, 9), 2)[:, 0]
+    print(f"CHIN, down                   {(160 + np.argmin(np.gradient(down)[160:]) + 0.5) / 200:.3f}")
+
+
 def measure_places(paths: list[Path], rng: np.random.Generator, sheet: Path | None) -> None:
     """Print how often faces come back in place, and the finder's box; `sheet` is where to draw what came back."""
-    errors, boxes, false_finds, shown = [], [], 0, []
+    errors, chins, boxes, false_finds, shown = [], [], [], 0, []
     for path in paths:
         canvas, truth = scene(rng, read(path))
         grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
-        error = np.inf
+        error = chin = np.inf
         for box in align.find_faces(grey):
             place = np.linalg.solve(truth[:, :2], box[:2] - truth[:, 2])  # in fractions of the aligned picture
             if np.hypot(*(place - 0.5)) > 0.4:
@@ -136,15 +149,18 @@ def measure_places(paths: list[Path], rng: np.random.Generator, sheet: Path | No
                 continue
             boxes.append((*place, box[2] / align.side_of(truth)))
             frame = align.correct(grey, align.box_frame(box))
-            error = min(error, displacement(frame, truth))
+            error = min(error, displacement(frame, truth, np.array(align.EYES)))
+            chin = min(chin, displacement(frame, truth, np.array([align.CHIN])))
             shown.append(align.sample(canvas, frame, 128))
         errors.append(error)
+        chins.append(chin)
     errors = np.array(errors)
     print(
         f"faces set into canvases      {len(errors)}; found {np.isfinite(errors).mean():.1%}, false finds {false_finds}"
     )
     print(f"both eyes within 5% of width {(errors < 0.05).mean():.1%}; within 3% {(errors < 0.03).mean():.1%}")
     print(f"median displacement          {np.median(errors):.4f} of the width")
+    print(f"chin within 5% of width      {(np.array(chins) < 0.05).mean():.1%}")
     x, y, side = np.mean(boxes, axis=0)
     print(f"BOX_CENTRE, BOX_SIDE         ({x:.3f}, {y:.3f}), {side:.3f}")
     if sheet:
@@ -184,6 +200,7 @@ def main() -> None:
         return
     others = [paths[i] for i in rng.permutation(order[FITTED:])]
     if flags.faces:
+        measure_set(others[: flags.faces])
         measure_places(others[: flags.faces], rng, flags.sheet)
     measure_doubts(others[: flags.pictures], rng)
 

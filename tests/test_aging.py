@@ -1,6 +1,7 @@
 """Aging: sheets of any number of faces, exact ages, and what is refused."""
 
 import re
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+import align
 import main
 from dataset import FEMALE, MALE, AgeBins, InputError, gender_labels
-from FaceAging import FaceAging
+from FaceAging import FILM_SIDE, FaceAging
 from ops import load_image, to_pixels
 from tests.conftest import TINY
+from tests.test_align import photo
 
 SHEET_LABELS = ["input", "as labelled", *AgeBins().names]
 
@@ -80,6 +83,7 @@ def test_one_face_can_be_aged_to_many_ages_and_pictures_of_any_size_are_taken(mo
     picture = np.asarray(Image.open(faces[0].path))[np.newaxis]  # [1, 128, 128, 3]
     aged = model.generate(np.repeat(model.encode(picture), 3, axis=0), [5, 40, 80], FEMALE)
     assert aged.shape == (3, 32, 32, 3) and aged.dtype == np.uint8
+    assert np.abs(model.age(picture, [5, 40, 80], [FEMALE]).astype(int) - aged).max() <= 1  # one z stands for all
 
 
 def test_results_do_not_depend_on_how_many_faces_are_aged_together(model, faces):
@@ -115,11 +119,38 @@ def test_exact_ages_give_a_picture_per_face_age_and_gender(fresh, faces, tmp_pat
 
 
 def test_faces_of_one_name_do_not_overwrite_each_other(fresh, faces, tmp_path):
-    for folder, face in zip("ab", faces, strict=False):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "me.jpg").write_bytes(Path(face.path).read_bytes())
-    fresh.test([tmp_path / "a/me.jpg", tmp_path / "b/me.jpg"], genders=[MALE], ages=[30])
-    assert {path.name for path in (tmp_path / "test").iterdir()} == {"me_30_male.png", "me_2_30_male.png"}
+    names = ["a/me.jpg", "a/me.png", "a/me_2.jpg", "b/Me.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.open(faces[0].path).save(tmp_path / name)
+    fresh.test([tmp_path / name for name in names], genders=[MALE], ages=[30])
+    written = {path.name for path in (tmp_path / "test").iterdir()}
+    assert written == {"me_30_male.png", "me_2_30_male.png", "me_2_2_30_male.png", "Me_3_30_male.png"}
+
+
+def test_pictures_of_every_kind_and_name_are_aged_upright_with_or_without_align(fresh, faces, tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    face = Image.open(faces[0].path).convert("RGB")
+    turned = Image.Exif()
+    turned[0x112] = 6  # as a phone writes what it took upright
+    face.convert("L").save(folder / "grey.png")
+    face.convert("RGBA").save(folder / "Zoë Müller.png")
+    face.convert("CMYK").save(folder / "two words.jpg")
+    Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen bits.png")
+    face.save(folder / "日本.png")
+    face.rotate(90, expand=True).save(folder / "turned.png", exif=turned)
+    paths = sorted(folder.iterdir())
+    assert fresh.test(paths, genders=[MALE], ages=[30]) == 6
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {f"{path.stem}_30_male.png" for path in paths}
+    upright, plain = (iio.imread(tmp_path / f"test/{name}_30_male.png") for name in ("turned", "日本"))
+    assert np.array_equal(upright, plain)
+
+
+def test_pictures_are_read_when_their_turn_comes(fresh, faces, capsys):
+    portraits = fresh._read_portraits([faces[0].path, "missing.jpg"], align=False)
+    next(portraits)
+    assert "missing.jpg" not in capsys.readouterr().out
+    assert list(portraits) == [] and "missing.jpg: no such file" in capsys.readouterr().out
 
 
 def test_a_film_goes_from_young_to_old_and_back_within_two_megabytes(fresh, faces, tmp_path):
@@ -129,6 +160,10 @@ def test_a_film_goes_from_young_to_old_and_back_within_two_megabytes(fresh, face
     assert len(frames) >= 40 and film.stat().st_size <= 2_000_000
     there, back = frames[1 : len(frames) // 2], frames[: len(frames) // 2 : -1]
     assert np.abs(there.astype(int) - back).mean() < 2  # the palette's error
+    ages = frames[:, : -FILM_SIDE - 6]  # above the face and its margin
+    assert ages.shape[1] > 12 and (ages < 128).any(axis=(1, 2, 3)).all()
+    assert not np.array_equal(ages[0], ages[len(frames) // 2])
+    assert frames.shape[2] == FILM_SIDE + 12  # as wide as the age is, however small the face
 
 
 def test_a_blend_leads_from_one_face_to_the_other_at_both_ages(fresh, faces, tmp_path):
@@ -149,6 +184,46 @@ def test_a_blend_of_unnamed_faces_asks_for_their_ages(fresh, faces, tmp_path):
     with pytest.raises(InputError, match="--age A,B"):
         fresh.blend(copy, faces[0].path)
     assert fresh.blend(copy, faces[0].path, ages=[20, 30], genders=[MALE, MALE]).exists()
+
+
+def test_main_blends_two_faces_and_says_where(save_dir, faces, capsys):
+    first, second = (face.path for face in faces[:2])
+    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--blend", first, second]) == 0
+    drawn = save_dir / "test" / f"blend_{Path(first).stem}_{Path(second).stem}.png"
+    assert capsys.readouterr().out.splitlines()[-1] == f"Done! Results are saved as {drawn}" and drawn.is_file()
+
+
+def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
+    pytest.importorskip("cv2")
+    for name, count in (("one.png", 1), ("two.png", 2)):
+        Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)][:count])).save(tmp_path / name)
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    with pytest.raises(InputError, match="two faces, but .* give 3"):
+        fresh.blend(one, two, [20, 30], [MALE, MALE], align=True)
+    path = fresh.blend(one, one, [20, 30], [MALE, MALE], align=True)
+    assert not np.array_equal(iio.imread(path), iio.imread(fresh.blend(one, one, [20, 30], [MALE, MALE])))
+
+
+def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd):
+    pytest.importorskip("cv2")
+    Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)])).save(tmp_path / "two.png")
+    Image.fromarray(photo([])).save(tmp_path / "nobody.png")
+    flags = ["--is_train", "False", "--savedir", str(save_dir), "--align", "True", "--testdir"]
+    assert main.main([*flags, str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    assert "nobody.png: no face found" in printed and "2 faces aged" in printed
+    assert main.main([*flags, str(tmp_path / "nobody.png")]) == 2
+    assert capfd.readouterr().err.endswith(f"main.py: no face to age in {tmp_path / 'nobody.png'}\n")
+
+
+def test_without_opencv_it_is_named_and_the_middle_is_aged(fresh, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    align.opencv.cache_clear()
+    for wanted in (True, False):
+        assert fresh.test([faces[0].path], genders=[MALE], align=wanted) == 1
+        (tmp_path / "test/test_as_male.png").rename(tmp_path / f"{wanted}.png")
+        assert ('pip install "opencv-python-headless<5"' in capsys.readouterr().err) == wanted
+    assert (tmp_path / "True.png").read_bytes() == (tmp_path / "False.png").read_bytes()
 
 
 def test_a_picture_far_from_an_aligned_face_is_warned_of(fresh, faces, tmp_path, capfd):
@@ -220,11 +295,36 @@ def test_main_refuses_a_testdir_without_pictures(save_dir, tmp_path, capsys, con
 
 
 def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("FaceAging.SHIPPED_MODEL", save_dir)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "save").symlink_to(save_dir, target_is_directory=True)
+    Path("face.jpg").write_bytes(Path(faces[0].path).read_bytes())
     readme = (Path(main.__file__).parent / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    names = {"images": np.stack([np.asarray(Image.open(face.path)) for face in faces[:2]])}
+    names = {}
     exec(code, names)
-    assert names["z"].shape == (2, 50)
-    assert names["pictures"].shape == names["older"].shape == (2, 32, 32, 3)
+    assert names["z"].shape == (1, 50)
+    assert names["older"].shape == (1, 32, 32, 3) and names["pictures"].shape == (3, 32, 32, 3)
+
+
+def test_later_calls_trace_nothing_again(save_dir, faces):
+    model = FaceAging.load(save_dir)
+    images = np.stack([load_image(face.path, 32, 3) for face in faces[:5]])
+
+    def traced():
+        return [step.experimental_get_tracing_count() for step in (model._encode_batch, model._generate_batch)]
+
+    model.age(images[:1], 30, MALE)
+    once = traced()
+    model.age(images[1:2], 65, FEMALE)
+    assert traced() == once == [1, 1]
+    model.age(images[:2], 65, FEMALE)  # now for any number of faces
+    twice = traced()
+    for count in (1, 3, 5):
+        model.age(images[:count], 30, MALE)
+    assert traced() == twice
+
+
+@pytest.mark.parametrize("images", [np.zeros([32, 32, 3], np.uint8), np.zeros([1, 32, 32, 3], np.float32)])
+def test_arrays_that_are_no_pictures_are_refused(model, images):
+    with pytest.raises(InputError, match=r"uint8 \[N, H, W, C\], not"):
+        model.encode(images)

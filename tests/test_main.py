@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 import main
+from dataset import InputError
 from FaceAging import FaceAging
 
 MAIN = Path(main.__file__)
 
 
 def call(*flags, cwd, **environment):
-    """Run the program in a process of its own in which TensorFlow cannot be imported."""
-    code = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; import main; sys.exit(main.main())"
+    """Run the program in a process of its own in which neither TensorFlow nor ffmpeg can be imported."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['tensorflow', 'keras', 'imageio_ffmpeg']); "
+        "import main; sys.exit(main.main())"
+    )
     command = [sys.executable, "-c", code, *flags]
     environment = {"PYTHONPATH": str(MAIN.parent), **environment}
     return subprocess.run(
@@ -54,6 +58,12 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--is_train False --age old", "--age"),
         ("--is_train False --gender other", "--gender"),
         ("--age 30", "--is_train False"),
+        ("--is_train False", "--testdir"),
+        ("--is_train False --testdir nowhere --animate mp4", "imageio[ffmpeg]"),
+        ("--is_train False --testdir nowhere --blend a.jpg b.jpg", "--blend"),
+        ("--is_train False --blend a.jpg b.jpg --animate gif", "--animate"),
+        ("--is_train False --blend a.jpg b.jpg", "a.jpg"),
+        ("--is_train False --blend a.jpg", "--blend"),
         ("--epochs 3 --wrong", "--wrong"),
     ],
 )
@@ -90,6 +100,26 @@ def test_aging_without_pictures_is_refused(tmp_path):
     done = call("--is_train", "False", "--testdir", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
+
+
+def test_testdir_is_a_folder_a_picture_a_pattern_or_what_a_shell_made_of_one(tmp_path):
+    names = ["a.jpg", "b.png", "c[1].jpg", "deeper/d.jpg", "notes.txt"]
+    (tmp_path / "deeper").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+
+    def found(*testdir):
+        pictures = main.find_pictures([str(tmp_path / name) for name in testdir])
+        return [path.relative_to(tmp_path).as_posix() for path in pictures]
+
+    assert found("") == names[:4]
+    assert found("b.png") == ["b.png"]
+    assert found("c[1].jpg") == ["c[1].jpg"]
+    assert found("?.*") == ["a.jpg", "b.png"]
+    assert found("**/*.jpg") == ["a.jpg", "c[1].jpg", "deeper/d.jpg"]
+    assert found("a.jpg", "b.png") == ["a.jpg", "b.png"]
+    with pytest.raises(InputError, match="no pictures in .*gif"):
+        found("a.jpg", "*.gif")
 
 
 def test_the_flags_defaults_are_the_constructors():
