@@ -187,10 +187,10 @@ class FaceAging:
         size_mini_map = self.size_image // 2**self.num_layers
         x = ops.fc(x, size_mini_map**2 * self.num_gen_channels, name="G_fc")
         x = layers.Reshape([size_mini_map, size_mini_map, self.num_gen_channels])(x)
-        x = layers.ReLU()(x)  # [batch, 4, 4, 1024]
+        x = ops.relu(x)  # [batch, 4, 4, 1024]
         for i in range(self.num_layers):
             x = ops.deconv2d(x, self.num_gen_channels // 2 ** (i + 1), self.size_kernel, name=f"G_deconv{i}")
-            x = layers.ReLU()(x)  # [batch, 8, 8, 512] ... [batch, 128, 128, 32]
+            x = ops.relu(x)  # [batch, 8, 8, 512] ... [batch, 128, 128, 32]
         n = self.num_layers
         x = ops.deconv2d(x, self.num_gen_channels // 2 ** (n + 1), self.size_kernel, stride=1, name=f"G_deconv{n}")
         x = layers.ReLU()(x)  # [batch, 128, 128, 16]

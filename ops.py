@@ -66,6 +66,11 @@ def fc(x, num_output_length: int, name: str = "fc"):
     return layers.Dense(num_output_length, kernel_initializer=initializer, name=name)(x)
 
 
+def relu(x):
+    """ReLU of what no convolution or batch norm stands right before: with those, TensorFlow computes Keras' as one."""
+    return FastReLU()(x)
+
+
 def lrelu(x, leak: float = 0.2):
     """Leaky ReLU: x where positive, leak * x elsewhere."""
     return layers.LeakyReLU(negative_slope=leak)(x)
@@ -99,11 +104,24 @@ class Conv2DTranspose(layers.Conv2DTranspose):
 
     def call(self, inputs):
         kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
-        if _is_small(inputs.shape[1]) and self.strides[0] == 2:
+        if self.strides[0] == 1 and self.kernel_size[0] % 2:
+            # a convolution too, by the kernel turned about: TensorFlow takes bias and ReLU into that
+            turned = tf.reverse(tf.transpose(kernel, [0, 1, 3, 2]), [0, 1])
+            return tf.nn.bias_add(tf.nn.conv2d(inputs, turned, 1, "SAME"), bias)
+        if self.strides[0] == 2 and _is_small(inputs.shape[1]):
             return _add_bias(_deconvolve(inputs, kernel), bias)
         side = self.strides[0] * inputs.shape[1]
         shape = [tf.shape(inputs)[0], side, side, self.filters]
         return _add_bias(tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides), bias)
+
+
+class FastReLU(layers.ReLU):
+    """Keras' ReLU, but for bfloat16 on a CPU as that of its bits read as int16: the sign is where it is in both."""
+
+    def call(self, inputs):
+        if inputs.dtype != tf.bfloat16 or tf.config.list_logical_devices("GPU"):
+            return super().call(inputs)
+        return _relu_of_bits(inputs)
 
 
 class BatchNormalization(layers.BatchNormalization):
@@ -122,6 +140,16 @@ class BatchNormalization(layers.BatchNormalization):
 
 
 @tf.custom_gradient
+def _relu_of_bits(maps):
+    outputs = tf.bitcast(tf.nn.relu(tf.bitcast(maps, tf.int16)), tf.bfloat16)
+
+    def gradient(upstream):
+        return tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+
+    return outputs, gradient
+
+
+@tf.custom_gradient
 def _add_bias(maps, bias):
     def gradient(upstream):
         # the sum over all pixels, first over rows of them as a matrix product: TensorFlow's own takes thrice as long
@@ -130,7 +158,7 @@ def _add_bias(maps, bias):
         sums = tf.matmul(tf.ones([1, tf.shape(rows)[0]], rows.dtype), rows)
         return upstream, tf.reduce_sum(tf.reshape(sums, [width, channels]), axis=0)
 
-    return tf.nn.bias_add(maps, bias), gradient
+    return maps + bias, gradient
 
 
 # Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of
@@ -181,7 +209,9 @@ def _spread(maps, kernel):
 
 def _correlate(images, maps, shape):
     """The gradient of a kernel of this shape: each of its places correlates the map with the picture shifted so."""
-    windows = _take(images, _windows(maps.shape[1], shape[0]))
+    # both at hand before anything is gathered: else that is done, and kept, as early as the forward pass
+    with tf.control_dependencies([images, maps]):
+        windows = _take(tf.identity(images), _windows(maps.shape[1], shape[0]))
     return tf.reshape(tf.matmul(windows, tf.reshape(maps, [-1, shape[3]]), transpose_a=True), shape)
 
 

@@ -1,11 +1,12 @@
 """How fast the program is on this machine: `python -m tests.benchmark [--full] [--json FILE]`.
 
-Each row is measured in a process of its own, so that its memory is its own; what is compared is measured in one process,
-in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight minutes on
+Each row is measured in a process of its own, so that its memory is its own; what is compared is measured in one
+process, in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight minutes on
 two cores.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -138,10 +139,8 @@ def measure_loop(precision: str) -> dict:
         bare_step(*batch, weights)
         before = bare()
         model.train_step = timed_step
-        try:
+        with contextlib.suppress(Enough):
             model.train(faces, num_epochs=1)
-        except Enough:
-            pass
         after = bare()
     periods = [end - start for start, end in zip(starts[WARM_UP:], starts[WARM_UP + 1 :], strict=False)]
     seconds, bare_seconds = statistics.median(periods), statistics.median(before + after)
