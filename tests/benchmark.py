@@ -1,8 +1,8 @@
 """How fast the program is on this machine: `python -m tests.benchmark [--full] [--json FILE]`.
 
 Each row is measured in a process of its own, so that its memory is its own; what is compared is measured in one
-process, in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight minutes on
-two cores.
+process, in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight
+minutes on two cores.
 """
 
 import argparse
