@@ -146,6 +146,7 @@ class FaceAging:
         self.epoch = tf.Variable(1, dtype=tf.int64, trainable=False)
         self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.damaged = set()  # checkpoints that could not be read: not to be kept as one of the two
 
     def _check_sizes(self):
         if self.size_image & (self.size_image - 1) or self.num_layers < 1:
@@ -323,14 +324,18 @@ class FaceAging:
                 f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
                 f"pass --batch_size {len(training)} or less"
             )
-        self._check_beginning(use_trained_model)
+        if not tf.config.list_physical_devices("GPU"):  # equal steps to the last bit, for 0-7% more work on a CPU
+            tf.config.experimental.enable_op_determinism()
+        notes = {**(notes or {}), "faces": len(faces)}
+        self._check_beginning(use_trained_model, len(faces))
         with contextlib.ExitStack() as stack:
             stack.enter_context(ops.locked(self.save_dir))
+            pictures.remove_partial(self.save_dir, "samples", "test", "checkpoint")
             self._begin(num_epochs, use_trained_model, use_init_model)
             shown = self._load_faces(held_out)
             load_image = functools.cache(self._load_image) if cache else self._load_image
             bad, named = {}, 0
-            self._write_config(notes or {})
+            self._write_config(notes)
             pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
             record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
             stop = stack.enter_context(ops.StopRequest())
@@ -450,6 +455,9 @@ class FaceAging:
 
     # Checkpoints. The folder `checkpoint` holds ours or, from the reference program, a TensorFlow 1 one.
 
+    def _networks(self) -> tuple[keras.Model, ...]:
+        return self.E, self.G, self.D_z, self.D_img
+
     def _build_optimizers(self) -> None:
         for name, optimizer in self.optimizers.items():
             if not optimizer.built:
@@ -458,31 +466,42 @@ class FaceAging:
     def _checkpoint(self) -> tf.train.Checkpoint:
         networks = {"E": self.E, "G": self.G, "D_z": self.D_z, "D_img": self.D_img}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
-        return tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
+        checkpoint = tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
+        checkpoint.save_counter  # noqa: B018  made when asked for, and `restore` looks for it
+        return checkpoint
 
-    def _check_beginning(self, use_trained_model: bool) -> None:
+    def _check_beginning(self, use_trained_model: bool, num_faces: int) -> None:
         """Raise InputError where training would spoil what save_dir holds; nothing has been written yet."""
+        config = read_config(self.save_dir)
         found = ops.saved_checkpoints(self.save_dir / "checkpoint")
         if found and not use_trained_model:
             raise InputError(
                 f"{self.save_dir} holds a trained model, which --use_trained_model False would overwrite: "
                 "give another --savedir to keep both, or leave the flag out to go on with it"
             )
-        if found and not read_config(self.save_dir):
+        if found and not config:
             raise InputError(
                 f"{found[0]} came without a config.json, so it is not of a run of this program: "
                 "to keep it, train into another --savedir"
+            )
+        before = config.get("training", {}).get("faces", num_faces)
+        if before != num_faces:  # the held-out faces would be others, some of them trained on
+            raise InputError(
+                f"the data set has {num_faces:,} faces, but the run in {self.save_dir} was made with {before:,}: "
+                "go on with the same faces, or give another --savedir"
             )
         self._check_architecture(self.save_dir)
 
     def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
         """Put networks, optimizers, epoch and step where training begins or goes on."""
         self._build_optimizers()
+        ops.remove_leftovers(self.save_dir / "checkpoint")
         if self.load_checkpoint():
-            at = f"epoch {epoch_name(int(self.epoch))} after step {int(self.step)}"
-            print(
-                f"Going on with {at}" if self.epoch <= num_epochs else f"All {num_epochs} epochs are done", flush=True
-            )
+            if self.epoch > num_epochs:
+                print(f"All {num_epochs} epochs are done", flush=True)
+                return
+            print(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}", flush=True)
+            self._check_space()
             return
         if use_init_model and not self.load_checkpoint(SHIPPED_MODEL):
             raise InputError("no model ships with this copy of the program: leave out --use_init_model")
@@ -492,9 +511,10 @@ class FaceAging:
 
     def _check_space(self) -> None:
         """Raise InputError where the disk is too full for what a run keeps."""
-        variables = [*self.E.variables, *self.G.variables, *self.D_z.variables, *self.D_img.variables]
-        variables += [variable for optimizer in self.optimizers.values() for variable in optimizer.variables]
-        needed = 3 * sum(math.prod(v.shape) * 4 for v in variables)  # bytes: two are kept while a third is written
+        variables = [v for part in (*self._networks(), *self.optimizers.values()) for v in part.variables]
+        size = sum(math.prod(v.shape) * 4 for v in variables)  # bytes
+        # two are kept while a third is written
+        needed = (3 - len(ops.saved_checkpoints(self.save_dir / "checkpoint"))) * size
         free = shutil.disk_usage(self.save_dir).free
         if free < needed:
             raise InputError(
@@ -505,21 +525,28 @@ class FaceAging:
     def save_checkpoint(self) -> str:
         """Write the state of training, as epoch and step stand, to save_dir/checkpoint; gives the path.
 
-        The two latest checkpoints are kept. Raises InputError where it cannot be written; those before stay whole.
+        The two latest whole checkpoints are kept. Raises InputError where it cannot be written; those before stay
+        whole. Raises FloatingPointError, and writes nothing, where a weight is not finite.
         """
+        step = int(self.step)
+        # the loss would tell a step later, too late for the checkpoint
+        sums = {v.path: float(tf.reduce_sum(v)) for network in self._networks() for v in network.variables}
+        check_finite(sums, step)
         self._build_optimizers()
         self._write_config({})
         folder = self.save_dir / "checkpoint"
+        prefix = str(folder / f"model-{step}")
+        before = [path for path in ops.saved_checkpoints(folder) if path not in {prefix, *self.damaged}]
         try:
-            manager = tf.train.CheckpointManager(self._checkpoint(), folder, max_to_keep=2, checkpoint_name="model")
-            path = manager.save(int(self.step))
-            ops.sync(path)
+            self._checkpoint().write(prefix)
+            ops.keep_checkpoints(folder, [*before[:1], prefix])
         except (tf.errors.OpError, OSError) as error:
             raise InputError(
-                f"no checkpoint could be written to {folder} at step {int(self.step)}: {ops.reason(error)}; "
+                f"no checkpoint could be written to {folder} at step {step}: {ops.reason(error)}; "
                 "the one before is whole: make room and run the same command again"
             ) from error
-        return path
+        self.damaged.discard(prefix)
+        return prefix
 
     def load_checkpoint(self, path: str | Path | None = None, networks_only: bool = False) -> bool:
         """Load the latest whole checkpoint in the folder `path` or else in save_dir; gives False where there is none.
@@ -535,8 +562,13 @@ class FaceAging:
         for prefix in found:
             try:
                 self._restore(prefix, networks_only)
-            except (tf.errors.OpError, OSError) as error:
-                print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr)
+            except ops.DAMAGE as error:
+                self.damaged.add(prefix)
+                print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr, flush=True)
+            except (AssertionError, ValueError) as error:
+                raise InputError(
+                    f"{prefix} is not of a run with {folder}'s config.json: {ops.reason(error)}"
+                ) from error
             else:
                 return True
         if found:
@@ -555,7 +587,7 @@ class FaceAging:
     def _restore(self, prefix: str, networks_only: bool) -> None:
         if ops.is_reference(prefix):
             reader = tf.train.load_checkpoint(prefix)
-            for network in (self.E, self.G, self.D_z, self.D_img):
+            for network in self._networks():
                 for variable in network.weights:
                     variable.assign(reader.get_tensor(ops.reference_name(variable)))
         elif networks_only:
@@ -793,11 +825,11 @@ class Portrait(NamedTuple):
     label: tuple[int, ...]
 
 
-def check_finite(losses: dict[str, float], step: int) -> None:
-    for name, loss in losses.items():
-        if not math.isfinite(loss):
+def check_finite(values: dict[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"{name} is {loss} at step {step}: the last checkpoint is kept; "
+                f"{name} is {value} at step {step}: the last checkpoint is kept; "
                 "lower --learning_rate or --loss_weights, or take --precision float32"
             )
 
@@ -805,10 +837,10 @@ def check_finite(losses: dict[str, float], step: int) -> None:
 def read_reference_config(save_dir: str | Path) -> dict:
     """The same, read off the shapes of the reference program's checkpoint in save_dir; {} where there is none."""
     found = ops.saved_checkpoints(Path(save_dir) / "checkpoint")
-    if not found or not ops.is_reference(found[0]):
-        return {}
-    shapes = tf.train.load_checkpoint(found[0]).get_variable_to_shape_map()
     try:
+        if not found or not ops.is_reference(found[0]):
+            return {}
+        shapes = tf.train.load_checkpoint(found[0]).get_variable_to_shape_map()
         size_kernel, _, num_input_channels, num_encoder_channels = shapes["E_conv0/w"]
         num_layers = sum(name.startswith("E_conv") and name.endswith("/w") for name in shapes)
         num_categories = shapes["D_img_conv1/w"][2] - D_IMG_CHANNELS[0]  # and the gender, tiled to the same length
@@ -823,6 +855,8 @@ def read_reference_config(save_dir: str | Path) -> dict:
         }
     except KeyError as error:
         raise InputError(f"{found[0]} is no checkpoint of this program: it has no {error}") from error
+    except ops.DAMAGE as error:
+        raise InputError(f"{found[0]} is damaged: {ops.reason(error)}") from error
     return {"model": model, "training": {}, "versions": {}}
 
 

@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
     except OSError as error:  # no right to write, a full disk
-        print(f"main.py: {f'{error.filename}: ' * bool(error.filename)}{error.strerror or error}", file=sys.stderr)
+        print(f"main.py: {error.filename or flags.savedir}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:  # before or after training, which stops in its own way
         print("main.py: stopped", file=sys.stderr)
         return 130

@@ -8,10 +8,13 @@ Keras tensor, so that a network reads one line per layer.
 import contextlib
 import os
 import platform
+import re
+import shutil
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -29,6 +32,9 @@ except ImportError:  # Windows
     fcntl = None
 
 STDDEV = 0.02  # of every initial weight
+# what TensorFlow raises for a checkpoint with a file that is changed, missing or (IndexError) cut short
+DAMAGE = (tf.errors.OpError, OSError, IndexError)
+STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # of the file `checkpoint`: the latest, and every one
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
 # Pixels a side of the map: measured in tests/README.md.
 SMALL_MAP = 8  # up to here the gradient of the kernel is a matrix product
@@ -345,7 +351,10 @@ def total_variation(images):
 
 
 class StopRequest:
-    """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once."""
+    """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once.
+
+    A thread listens for them: a handler of Python's would wait for TensorFlow to come back from the step in hand.
+    """
 
     def __init__(self):
         self.signal = None
@@ -353,18 +362,31 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python hears no signals
-            self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            ours = (signal.SIGINT, signal.SIGTERM)
+            self.handlers = {number: signal.signal(number, lambda *_: None) for number in ours}
+            self.ear, self.mouth = socket.socketpair()  # Windows takes a socket, no pipe
+            self.mouth.setblocking(False)
+            self.wakeup = signal.set_wakeup_fd(self.mouth.fileno())
+            self.listener = threading.Thread(target=self._listen, daemon=True)
+            self.listener.start()
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        if self.handlers:
+            signal.set_wakeup_fd(self.wakeup)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            self.mouth.close()
+            self.listener.join()
+            self.ear.close()
 
-    def _note(self, number: int, _) -> None:
-        self.signal = number
-        print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
-        for either in self.handlers:
-            signal.signal(either, signal.SIG_DFL)
+    def _listen(self) -> None:
+        while heard := self.ear.recv(1):
+            if heard[0] in self.handlers:
+                if self.signal:
+                    os._exit(128 + heard[0])
+                self.signal = heard[0]
+                print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -372,7 +394,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder, made if need be, for this process alone; the system lets go of it whatever way a process ends.
 
     Raises InputError, with the other's host and process, where another holds it, and where the folder's name is a
-    file's. Without fcntl (Windows), no lock.
+    file's. Without fcntl (Windows), no lock; where the file system has none, a warning.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -388,15 +410,54 @@ def locked(folder: Path) -> Iterator[None]:
                     f"{folder} is being trained in by {file.read().strip() or 'another process'}: "
                     "wait for it, or give another --savedir"
                 ) from error
+            except OSError as error:  # some network file systems
+                print(f"{folder} cannot be locked ({error.strerror}): do not train twice into it", file=sys.stderr)
         file.truncate(0)
         print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
         yield
 
 
-def saved_checkpoints(folder: Path) -> list[str]:
-    """The checkpoints in the folder that were written to their end, latest first."""
-    state = tf.train.get_checkpoint_state(folder)
-    return list(reversed(state.all_model_checkpoint_paths)) if state else []
+def saved_checkpoints(folder: str | Path) -> list[str]:
+    """The checkpoints in the folder that were written to their end, latest first: their paths without a suffix.
+
+    They are those named in its file `checkpoint`; what is not named there is the rest of a write that was cut short.
+    Where that file is itself lost or damaged, they are those with an index.
+    """
+    folder, state = Path(folder), Path(folder, "checkpoint")
+    text = state.read_text(encoding="utf-8", errors="replace") if state.is_file() else ""
+    # the reference program may have written the folder that it ran in
+    latest, every = (re.findall(rf'^{key}: "(?:.*[/\\])?(.+)"$', text, re.MULTILINE) for key in STATE)
+    if not latest or latest != every[-1:]:
+        indices = [path.stem for path in folder.iterdir() if path.suffix == ".index"] if folder.is_dir() else []
+        every = sorted(indices, key=lambda name: (len(name), name))  # model-5 before model-10
+    return [str(folder / name) for name in reversed(every)]
+
+
+def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
+    """Have the file `checkpoint` name these, earliest first and the last one just written, and remove all others.
+
+    The last one's files reach the disk itself before it is named: no power loss can make `checkpoint` name one that is
+    not whole, nor take the one before.
+    """
+    latest, names = Path(prefixes[-1]).name, [Path(prefix).name for prefix in prefixes]
+    for path in folder.glob(f"{latest}.*"):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+    with pictures.write_whole(folder / "checkpoint") as path:
+        lines = zip([STATE[0], *(STATE[1] for _ in names)], [latest, *names], strict=True)
+        path.write_text("".join(f'{key}: "{name}"\n' for key, name in lines))
+    sync_folder(folder)
+    remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the checkpoints that the folder's file `checkpoint` does not name, half-written ones too."""
+    kept = [Path(prefix).name for prefix in saved_checkpoints(folder)]
+    for path in folder.glob("model-*"):
+        name = path.name.partition(".")[0]
+        if name not in kept or ".tempstate" in path.name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_reference(prefix: str) -> bool:
@@ -404,17 +465,20 @@ def is_reference(prefix: str) -> bool:
     return not tf.train.load_checkpoint(prefix).has_tensor(OBJECT_GRAPH)
 
 
-def sync(prefix: str) -> None:
-    """Have a checkpoint's files reach the disk itself, that a power loss cannot take them."""
-    folder = Path(prefix).parent
-    for path in [*folder.glob(f"{Path(prefix).name}.*"), folder / "checkpoint"]:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files reach the disk itself."""
+    if os.name == "posix":  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def reason(error: Exception) -> str:
     """The first line of what went wrong."""
-    return str(getattr(error, "strerror", None) or getattr(error, "message", None) or error).splitlines()[0]
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or error
+    return (str(text) or type(error).__name__).splitlines()[0]
 
 
 def reference_name(variable: keras.Variable) -> str:

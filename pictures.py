@@ -43,8 +43,19 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno:  # name the file that a user knows; a full disk names none
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, *subfolders: str) -> None:
+    """Remove what a process that was killed while in `write_whole` left in the folder and these within it."""
+    for part in (folder, *(folder / name for name in subfolders)):
+        for path in part.glob(".partial-*"):
+            path.unlink(missing_ok=True)
 
 
 def grid(images: np.ndarray, columns: int = 10, border: int = 0) -> np.ndarray:
@@ -191,11 +202,14 @@ class Record:
 
     def __init__(self, save_dir: Path, step: int):
         self.path = save_dir / "losses.csv"
-        # a header and a row a step: what a killed run wrote past its checkpoint, half a row maybe, comes after those
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        header, *rows = text.splitlines(keepends=True) or [""]
+        # what a killed run wrote past its checkpoint, half a row maybe
+        done = {str(number) for number in range(1, step + 1)}
+        rows = [row for row in rows if row.endswith("\n") and row.split(",")[0] in done]
+        self.empty = not rows
         with write_whole(self.path) as temporary:
-            temporary.write_text("".join(lines[: step + 1]) if step else "")
-        self.empty = not (step and lines)
+            temporary.write_text("".join([header, *rows]) if rows else "")
         summary_dir = str(save_dir / "summary")
         # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
         start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
