@@ -566,9 +566,7 @@ class FaceAging:
                 self.damaged.add(prefix)
                 print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr, flush=True)
             except (AssertionError, ValueError) as error:
-                raise InputError(
-                    f"{prefix} is not of a run with {folder}'s config.json: {ops.reason(error)}"
-                ) from error
+                raise InputError(f"{prefix} is of another run than config.json: {ops.reason(error)}") from error
             else:
                 return True
         if found:

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class Life:
                     os.dup2(log.fileno(), 1)
                     os.dup2(log.fileno(), 2)
                 status = train(save_dir, precision)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(status)
