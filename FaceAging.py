@@ -324,7 +324,7 @@ class FaceAging:
                 f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
                 f"pass --batch_size {len(training)} or less"
             )
-        if not tf.config.list_physical_devices("GPU"):  # equal steps to the last bit, for 0-7% more work on a CPU
+        if not tf.config.list_physical_devices("GPU"):  # a step gives the same bits again, at no cost to speak of
             tf.config.experimental.enable_op_determinism()
         notes = {**(notes or {}), "faces": len(faces)}
         self._check_beginning(use_trained_model, len(faces))
@@ -562,11 +562,11 @@ class FaceAging:
         for prefix in found:
             try:
                 self._restore(prefix, networks_only)
+            except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
+                raise InputError(f"{prefix} is of another run than config.json: {ops.reason(error)}") from error
             except ops.DAMAGE as error:
                 self.damaged.add(prefix)
                 print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr, flush=True)
-            except (AssertionError, ValueError) as error:
-                raise InputError(f"{prefix} is of another run than config.json: {ops.reason(error)}") from error
             else:
                 return True
         if found:

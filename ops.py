@@ -421,8 +421,11 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     """The checkpoints in the folder that were written to their end, latest first: their paths without a suffix.
 
     They are those named in its file `checkpoint`; what is not named there is the rest of a write that was cut short.
-    Where that file is itself lost or damaged, they are those with an index.
+    Where that file is itself lost or damaged, they are those with an index. Raises InputError for a path of which
+    TensorFlow could read none.
     """
+    if set("*?[") & set(str(folder)):
+        raise InputError(f"{folder}: TensorFlow reads nothing from a path with * ? or [, give another --savedir")
     folder, state = Path(folder), Path(folder, "checkpoint")
     text = state.read_text(encoding="utf-8", errors="replace") if state.is_file() else ""
     # the reference program may have written the folder that it ran in

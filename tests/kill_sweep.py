@@ -33,6 +33,7 @@ EPOCHS = 8  # of 5 steps
 CHECKPOINT_SECONDS = 0.2
 PATIENCE = 600  # seconds without progress, on a machine however busy
 POLL = 0.001
+FIGURES = ("kills", "while a checkpoint was being written", "resumes from a step above 0", "runs ended equal")
 
 
 class Life:
@@ -163,7 +164,7 @@ def sweep(folder: Path, kills: int, precision: str, seed: int) -> Counter:
     straight.wait(lambda: False)
     assert "Done!" in straight.log.read_text(), straight.log.read_text()
     expected = content(folder / "straight")
-    chance, figures = random.Random(seed), Counter()
+    chance, figures = random.Random(seed), Counter(dict.fromkeys(FIGURES, 0))
     bar = tqdm(total=kills, unit="kill", disable=None)
     while figures["kills"] < kills:
         save_dir = folder / f"killed{figures['runs ended equal'] + 1}"
