@@ -43,12 +43,13 @@ class Life:
         self.folder = save_dir / "checkpoint"
         self.rows = save_dir / "losses.csv"
         self.log = save_dir.with_suffix(".log")
+        self.log.write_bytes(b"")
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
             status = 70
             try:
-                with self.log.open("wb") as log:
+                with self.log.open("ab") as log:
                     os.dup2(log.fileno(), 1)
                     os.dup2(log.fileno(), 2)
                 status = train(save_dir, precision)
@@ -123,7 +124,6 @@ def live_and_die(save_dir: Path, precision: str, chance: random.Random, figures:
     before = last_step(save_dir / "checkpoint")
     life = Life(save_dir, precision)
     way = chance.choices(("writing", "steps", "starting"), (5, 4, 1))[0]
-    size = life.rows.stat().st_size if life.rows.exists() else 0
     stale = set(half_written(life.folder))
     if way == "writing":
         skipped = chance.randrange(3)  # not the first checkpoint of every life
@@ -133,7 +133,7 @@ def live_and_die(save_dir: Path, precision: str, chance: random.Random, figures:
     elif way == "steps":
         life.wait(lambda: life.said(r"after step (\d+)") or (life.rows.exists() and not before))
         rows = chance.randrange(12)
-        written = life.rows.stat().st_size if life.rows.exists() else size
+        written = life.rows.stat().st_size if life.rows.exists() else 0
         life.wait(lambda: life.rows.exists() and life.rows.stat().st_size >= written + 150 * rows)
         time.sleep(chance.uniform(0, 0.2))
     else:
