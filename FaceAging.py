@@ -12,14 +12,19 @@ import math
 import os
 import platform
 import shutil
+import signal
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 # TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# or else it takes a GPU's whole memory at once
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import keras
 import numpy as np
@@ -74,7 +79,7 @@ class FaceAging:
     num_gen_channels, of the encoder's first and the generator's widest layer; num_z_channels, the length of the latent
     code; num_categories, the number of age bins; tile_ratio, how long the labels are beside z; age_bounds, the last age
     of each bin but the last; save_dir, where a run is kept; precision, a Keras dtype policy: float32, mixed_bfloat16 or
-    mixed_float16.
+    mixed_float16; strategy, what shares training out over devices and workers (none by default: see ops.strategy).
 
     Raises InputError where the sizes fit no network.
     """
@@ -94,6 +99,7 @@ class FaceAging:
         save_dir: str | Path = "save",
         precision: str = "float32",
         seed: int = 2017,
+        strategy: tf.distribute.Strategy | None = None,
     ):
         self.config = {
             "size_image": size_image,
@@ -125,21 +131,26 @@ class FaceAging:
         # stride-2 layers of E and G; they leave a map of 2 * (size_kernel // 2) pixels, 4 at the defaults
         self.num_layers = int(np.log2(size_image)) - size_kernel // 2
         self._check_sizes()
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync  # devices, each with its equal part of a batch
+        self.worker, self.num_workers = ops.worker(self.strategy)
+        self.is_chief = self.worker == 0
 
         keras.utils.set_random_seed(seed)
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
         try:
-            self.E = self._encoder()
-            self.G = self._generator()
-            self.D_z = self._discriminator_z()
-            self.D_img = self._discriminator_img()
-            self.variables = {
-                "EG": self.E.trainable_variables + self.G.trainable_variables,
-                "D_z": self.D_z.trainable_variables,
-                "D_img": self.D_img.trainable_variables,
-            }
-            self.optimizers = {name: self._optimizer() for name in self.variables}
+            with self.strategy.scope():
+                self.E = self._encoder()
+                self.G = self._generator()
+                self.D_z = self._discriminator_z()
+                self.D_img = self._discriminator_img()
+                self.variables = {
+                    "EG": self.E.trainable_variables + self.G.trainable_variables,
+                    "D_z": self.D_z.trainable_variables,
+                    "D_img": self.D_img.trainable_variables,
+                }
+                self.optimizers = {name: self._optimizer() for name in self.variables}
         finally:
             keras.config.set_dtype_policy(policy)
         # where training stands: epoch and batch are those to come next, step counts every batch ever trained
@@ -272,8 +283,24 @@ class FaceAging:
         """Update every network once on a batch; gives the losses and what the histograms show.
 
         images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 [3], those of
-        G_img_loss, E_z_loss and tv_loss beside the reconstruction's 1.
+        G_img_loss, E_z_loss and tv_loss beside the reconstruction's 1. Of several workers each passes its part of the
+        batch; the losses are those of the whole.
         """
+        batch = images, ages, genders, z_prior
+        if self.replicas == 1:
+            return self._update(*batch, loss_weights)
+        devices = self.replicas // self.num_workers
+        batch = [tf.reshape(x, [devices, -1, *x.shape[1:]]) for x in batch]
+
+        def update():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return self._update(*(x[replica % devices] for x in batch), loss_weights)
+
+        losses, out = self.strategy.run(update)
+        losses = {name: self.strategy.reduce("MEAN", loss, axis=None) for name, loss in losses.items()}
+        return losses, {name: tf.concat(self.strategy.experimental_local_results(x), 0) for name, x in out.items()}
+
+    def _update(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
         images = ops.to_network_range(images)
         with tf.GradientTape(persistent=True) as tape:
             out = self.forward(images, ages, genders, z_prior)
@@ -284,7 +311,8 @@ class FaceAging:
                 "D_z": losses["D_z_loss_prior"] + losses["D_z_loss_z"],
                 "D_img": losses["D_img_loss_input"] + losses["D_img_loss_G"],
             }
-            goals = {name: self.optimizers[name].scale_loss(goal) for name, goal in goals.items()}
+            # the optimizers sum the gradients over the replicas
+            goals = {name: self.optimizers[name].scale_loss(goal / self.replicas) for name, goal in goals.items()}
         # every gradient first, then every update: one simultaneous step
         gradients = {name: tape.gradient(goal, self.variables[name]) for name, goal in goals.items()}
         for name, gradient in gradients.items():
@@ -324,14 +352,28 @@ class FaceAging:
                 f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
                 f"pass --batch_size {len(training)} or less"
             )
+        if self.size_batch % self.replicas:
+            share = max(1, self.size_batch // self.replicas)
+            raise InputError(
+                f"--batch_size {self.size_batch} cannot be shared equally by {self.replicas} devices: "
+                f"pass {share * self.replicas} or another multiple of {self.replicas}"
+            )
         if not tf.config.list_physical_devices("GPU"):  # a step gives the same bits again, at no cost to speak of
             tf.config.experimental.enable_op_determinism()
         notes = {**(notes or {}), "faces": len(faces)}
         self._check_beginning(use_trained_model, len(faces))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(ops.locked(self.save_dir))
-            pictures.remove_partial(self.save_dir, "samples", "test", "checkpoint")
+            if self.is_chief:
+                stack.enter_context(ops.locked(self.save_dir))
+                pictures.remove_partial(self.save_dir, "samples", "test", "checkpoint")
+                ops.remove_leftovers(self.save_dir / "checkpoint")
+            if self.num_workers > 1:
+                stack.enter_context(ops.lost_workers_named())
             self._begin(num_epochs, use_trained_model, use_init_model)
+            self._check_workers_agree(training, num_epochs, learning_rate, decay_rate, loss_weights, balance)
+            if not self.is_chief:  # it does all that the chief does, but what it writes is thrown away
+                stack.callback(setattr, self, "save_dir", self.save_dir)
+                self.save_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             shown = self._load_faces(held_out)
             load_image = functools.cache(self._load_image) if cache else self._load_image
             bad, named = {}, 0
@@ -344,8 +386,16 @@ class FaceAging:
             def save():
                 nonlocal saved_at
                 record.flush()
-                self.save_checkpoint()
+                if self.is_chief:
+                    self.save_checkpoint()
                 saved_at = time.monotonic()
+
+            def stopped_by():
+                """The signal that ends training here, at the same batch on all workers."""
+                heard = stop.signal
+                if self.num_workers > 1 and self._sum_of_workers(heard or 0):
+                    return heard or signal.SIGTERM
+                return heard
 
             for epoch in range(int(self.epoch), num_epochs + 1):
                 rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
@@ -364,6 +414,7 @@ class FaceAging:
                     seed=self.seed,
                     bad=bad,
                     balance=balance,
+                    shard=(self.worker, self.num_workers),
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
                 bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
@@ -379,10 +430,11 @@ class FaceAging:
                         if step % HISTOGRAM_STEPS == 0:
                             record.write_histograms(step, {**out, "z_prior": batch[-1]})
                         bar.set_postfix_str(summary(losses))
-                        if done < 1 and (stop.signal or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                        heard = stopped_by()
+                        if done < 1 and (heard or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
                             save()
-                        if done < 1 and stop.signal:
-                            return stop.signal
+                        if done < 1 and heard:
+                            return heard
                 except dataset.TooManyBad:
                     save()
                     raise
@@ -398,12 +450,27 @@ class FaceAging:
                 print(f"{title}, step {step}: {summary(means)}, held-out L1 {loss:.4f}", flush=True)
                 self.epoch.assign(epoch + 1)
                 self.batch.assign(0)
-                if stop.signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
+                heard = stopped_by()
+                if heard or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
                     save()
-                if stop.signal:
-                    return stop.signal
-        self._animate_training()
+                if heard:
+                    return heard
+        if self.is_chief:
+            self._animate_training()
         return None
+
+    @tf.function
+    def _sum_of_workers(self, number):
+        return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.cast(number, tf.int64)), axis=None)
+
+    def _check_workers_agree(self, *training) -> None:
+        """Raise InputError where workers would train on other faces, with other flags or from another checkpoint."""
+        mine = zlib.crc32(repr((self.config, int(self.step), training)).encode())
+        if self._sum_of_workers(mine) != mine * self.replicas:
+            raise InputError(
+                "the workers differ in the flags, the faces or the checkpoint: give all of them the same command, "
+                "the same data and one --savedir that they share"
+            )
 
     def _load_image(self, path: str) -> np.ndarray:
         return ops.load_image(path, self.size_image, self.num_input_channels)
@@ -459,9 +526,10 @@ class FaceAging:
         return self.E, self.G, self.D_z, self.D_img
 
     def _build_optimizers(self) -> None:
-        for name, optimizer in self.optimizers.items():
-            if not optimizer.built:
-                optimizer.build(self.variables[name])
+        with self.strategy.scope():
+            for name, optimizer in self.optimizers.items():
+                if not optimizer.built:
+                    optimizer.build(self.variables[name])
 
     def _checkpoint(self) -> tf.train.Checkpoint:
         networks = {"E": self.E, "G": self.G, "D_z": self.D_z, "D_img": self.D_img}
@@ -495,7 +563,6 @@ class FaceAging:
     def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
         """Put networks, optimizers, epoch and step where training begins or goes on."""
         self._build_optimizers()
-        ops.remove_leftovers(self.save_dir / "checkpoint")
         if self.load_checkpoint():
             if self.epoch > num_epochs:
                 print(f"All {num_epochs} epochs are done", flush=True)

@@ -291,8 +291,9 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
-        from ops import best_precision
+        from ops import best_precision, strategy
 
+        shared = strategy()
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")
@@ -308,6 +309,7 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
         save_dir=flags.savedir,
         precision=flags.precision,
         seed=flags.seed,
+        strategy=shared,
     )
     print("Training Mode")
     stopped_by = model.train(

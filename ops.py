@@ -6,6 +6,7 @@ Keras tensor, so that a network reads one line per layer.
 """
 
 import contextlib
+import functools
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 from PIL import Image, ImageOps
+from tensorflow.python.eager import context
 
 import pictures
 from dataset import BadPicture, InputError, open_picture
@@ -31,6 +33,15 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+HEARTBEAT_SECONDS = 60  # without a sign of life from a worker, then it is given up
+LOST = (  # what collectives raise, in one worker or another, when the connection to a peer breaks
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 STDDEV = 0.02  # of every initial weight
 # what TensorFlow raises for a checkpoint with a file that is changed, missing or (IndexError) cut short
 DAMAGE = (tf.errors.OpError, OSError, IndexError)
@@ -82,9 +93,10 @@ def lrelu(x, leak: float = 0.2):
     return layers.LeakyReLU(negative_slope=leak)(x)
 
 
-def batch_norm(x, name: str = "batch_norm", synchronized: bool = False):
-    """Batch normalisation without a scale; synchronized takes the statistics over the batches of all devices."""
-    return BatchNormalization(momentum=0.999, epsilon=1e-3, scale=False, synchronized=synchronized, name=name)(x)
+def batch_norm(x, name: str = "batch_norm"):
+    """Batch normalisation without a scale; its statistics are those of the whole batch on however many devices."""
+    shared = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return BatchNormalization(momentum=0.999, epsilon=1e-3, scale=False, synchronized=shared, name=name)(x)
 
 
 def concat_label(x, label, duplicate: int = 1):
@@ -281,6 +293,58 @@ def best_precision() -> tuple[str, str]:
         if flag in flags:
             return "mixed_bfloat16", f"this CPU has {flag}"
     return "float32", "this CPU has neither avx512_bf16 nor amx_bf16"
+
+
+def strategy() -> tf.distribute.Strategy:
+    """What shares training out: over the workers of TF_CONFIG, this machine's GPUs, or TensorFlow's default of one.
+
+    Waits for the other workers. Raises InputError where TF_CONFIG is wrong or this worker's port is taken.
+    """
+    if "TF_CONFIG" not in os.environ:
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")  # mostly one CPU
+        return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        if (resolver.task_type, resolver.task_id) not in workers(resolver):
+            raise ValueError(f"it has no {resolver.task_type} {resolver.task_id}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"TF_CONFIG is wrong, {error}: it must be such as "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    server = context.context()
+    # TensorFlow's own 10 s are too few: a busy machine is taken for a dead one. There is no public setting
+    server.configure_coordination_service = functools.partial(
+        server.configure_coordination_service, heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS
+    )
+    with lost_workers_named():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[tuple[str, int]]:
+    """(job, index) of all processes that train together, the chief first."""
+    jobs = resolver.cluster_spec().as_dict()
+    return [(job, index) for job in ("chief", "worker") for index in range(len(jobs.get(job, ())))]
+
+
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """(index, count) of this process among those that train together; 0 is the chief."""
+    resolver = strategy.cluster_resolver
+    if not resolver:
+        return 0, 1
+    return workers(resolver).index((resolver.task_type, resolver.task_id)), len(workers(resolver))
+
+
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Within it what TensorFlow raises when another worker has gone is an InputError."""
+    try:
+        yield
+    except LOST as error:
+        raise InputError(
+            f"another worker has stopped or cannot be reached ({type(error).__name__}): start all of them again with "
+            "the same command, they go on from the last checkpoint"
+        ) from error
 
 
 def float32_output(x, activation: str = "linear"):
