@@ -358,6 +358,9 @@ class FaceAging:
                 f"--batch_size {self.size_batch} cannot be shared equally by {self.replicas} devices: "
                 f"pass {share * self.replicas} or another multiple of {self.replicas}"
             )
+        if self.replicas > 1 and self.precision == "mixed_float16":
+            # Keras looks for an overflow in a replica's own gradients, before they are summed: the others would go on
+            raise InputError("mixed_float16 trains on one device only: take --precision mixed_bfloat16 or float32")
         if not tf.config.list_physical_devices("GPU"):  # a step gives the same bits again, at no cost to speak of
             tf.config.experimental.enable_op_determinism()
         notes = {**(notes or {}), "faces": len(faces)}

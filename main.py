@@ -281,6 +281,11 @@ def check_aging(flags: argparse.Namespace) -> None:
 
 def train(flags: argparse.Namespace, given: set[str]) -> int:
     recall(flags, given, read_config(flags.savedir))  # first: it says which data set to look for
+    if "TF_CONFIG" in os.environ and not Path("data", flags.dataset).is_dir():
+        raise InputError(
+            f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
+            "on one machine without TF_CONFIG first, and stop it when it trains"
+        )
     demo = Path("data/demo")
     if flags.dataset == demo.name and not demo.exists():
         from demo.draw_faces import draw_dataset
@@ -291,9 +296,11 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
-        from ops import best_precision, strategy
+        from ops import best_precision, strategy, worker
 
         shared = strategy()
+    if worker(shared)[0]:
+        sys.stdout = Path(os.devnull).open("w")  # the chief speaks for all
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")

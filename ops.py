@@ -318,7 +318,11 @@ def strategy() -> tf.distribute.Strategy:
         server.configure_coordination_service, heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS
     )
     with lost_workers_named():
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        shared = tf.distribute.MultiWorkerMirroredStrategy()
+    signal.signal(
+        signal.SIGTERM, signal.getsignal(signal.SIGTERM)
+    )  # TensorFlow has put its own in place, which is deaf
+    return shared
 
 
 def workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[tuple[str, int]]:

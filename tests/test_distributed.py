@@ -1,0 +1,204 @@
+"""Training on several devices and in several processes, through main.py itself, against one device."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import main
+import ops
+from dataset import InputError, epoch_batches, split
+from FaceAging import FaceAging
+from tests.conftest import TINY
+
+README = Path(main.__file__).parent / "README.md"
+WARM_STEPS = 150  # the first steps turn a rounding into 1e-2 of a loss, on one device too; from here on it stays one
+PATIENCE = 570  # seconds: CI machines are loaded
+BEFORE_BATCH_NORM = re.compile(r"D_z_fc[012]/bias|D_img_conv\d/bias")
+DEVICES = """
+import sys, tensorflow as tf
+cpu, = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
+import main
+sys.exit(main.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory, drawn_folder, faces):
+    """A folder to train in: the faces in data/drawn, and in save/ a checkpoint after some steps."""
+    folder = tmp_path_factory.mktemp("warm")
+    (folder / "data").mkdir()
+    (folder / "data" / "drawn").symlink_to(drawn_folder, target_is_directory=True)
+    model = FaceAging(**TINY, save_dir=folder / "save")
+    model._build_optimizers()
+    for optimizer in model.optimizers.values():
+        optimizer.learning_rate.assign(2e-4)
+    training, _ = split(faces, model.seed)
+    sizes = {"batch_size": 10, "num_z_channels": 50, "seed": 1, "bad": {}, "load_image": model._load_image}
+    for step in range(0, WARM_STEPS, 5):
+        for batch in epoch_batches(training, model.bins, epoch=step, first_batch=0, first_step=step, **sizes):
+            model.train_step(*batch, tf.constant([1e-4] * 3))
+    model.save_checkpoint()
+    return folder
+
+
+def start(folder, *flags, devices=1, **environment):
+    command = [sys.executable, "-c", DEVICES, str(devices), "--dataset=drawn", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(README.parent), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def start_workers(folder, *flags):
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("localhost", 0))
+        hosts = [f"localhost:{each.getsockname()[1]}" for each in (one, other)]
+    configs = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [start(folder, *flags, TF_CONFIG=json.dumps(config)) for config in configs]
+
+
+def finish(processes):
+    """(status, stdout, stderr) of each, stderr without what TensorFlow logs while it is imported."""
+    try:
+        outputs = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    chatter = re.compile(r"^(WARNING: All log|[IWE]0000 ).*\n", re.MULTILINE)
+    return [(p.returncode, out, chatter.sub("", err)) for p, (out, err) in zip(processes, outputs, strict=True)]
+
+
+def copy(warm, tmp_path):
+    return shutil.copytree(warm, tmp_path / "warm", symlinks=True)
+
+
+def losses_of(folder):
+    with (folder / "save/losses.csv").open(newline="") as file:
+        return np.array([[float(value) for value in row.values()] for row in csv.DictReader(file)])
+
+
+def weights_of(folder):
+    model = FaceAging(**TINY, save_dir=folder / "save")
+    assert model.load_checkpoint()
+    networks = (model.E, model.G, model.D_z, model.D_img)
+    weights = {variable.path: variable.numpy() for network in networks for variable in network.weights}
+    return {path: weight for path, weight in weights.items() if not BEFORE_BATCH_NORM.fullmatch(path)}
+
+
+def wait_for_steps(folder, steps, processes):
+    record = folder / "save/losses.csv"
+    for _ in range(2 * PATIENCE):
+        if record.exists() and len(record.read_text().splitlines()) > steps:
+            return
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.5)
+    raise AssertionError("the workers do not train")
+
+
+@pytest.fixture(scope="module")
+def alone(warm, tmp_path_factory):
+    """20 steps from the checkpoint on one device."""
+    folder = copy(warm, tmp_path_factory.mktemp("alone"))
+    ((status, _, error),) = finish([start(folder, "--epoch=4")])
+    assert (status, error) == (0, "")
+    return folder
+
+
+def assert_equal_runs(first, second):
+    assert len(losses_of(first)) == 20
+    assert np.abs(losses_of(first) - losses_of(second)).max() < 1e-4
+    expected, found = weights_of(first), weights_of(second)
+    for path, weight in expected.items():
+        assert np.abs(found[path] - weight).max() < 1e-3, path
+
+
+def test_two_devices_train_as_one_does(warm, alone, tmp_path):
+    folder = copy(warm, tmp_path)
+    ((status, _, error),) = finish([start(folder, "--epoch=4", devices=2)])
+    assert (status, error) == (0, "")
+    assert_equal_runs(alone, folder)
+
+
+def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(warm, alone, tmp_path):
+    folder = copy(warm, tmp_path)
+    done = finish(start_workers(folder, "--epoch=4"))
+    assert [(status, error) for status, _, error in done] == [(0, "")] * 2
+    assert "Done!" in done[0][1] and "Epoch" not in done[1][1]  # the chief speaks for all
+    assert_equal_runs(alone, folder)
+    assert {path.name for path in (folder / "save").iterdir()} == {p.name for p in (alone / "save").iterdir()}
+
+    processes = start_workers(folder, "--epoch=4000")  # goes on from what two processes saved
+    wait_for_steps(folder, 23, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [status for status, _, _ in finish(processes)] == [128 + signal.SIGTERM] * 2
+    assert len(losses_of(folder)) >= 23
+    model = FaceAging(**TINY, save_dir=folder / "save")
+    assert model.load_checkpoint() and int(model.step) == WARM_STEPS + len(losses_of(folder))
+
+
+def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint(warm, tmp_path):
+    folder = copy(warm, tmp_path)
+    processes = start_workers(folder, "--epoch=4000")
+    wait_for_steps(folder, 3, processes)
+    processes[1].kill()
+    (status, _, error), _ = finish(processes)
+    assert status == 2
+    assert error.count("\n") == 1 and "another worker has stopped" in error
+    assert weights_of(folder)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_number_to_pass(warm, tmp_path):
+    folder = copy(warm, tmp_path)
+    ((status, _, error),) = finish([start(folder, "--savedir=other", "--batch_size=10", devices=3)])
+    assert status == 2
+    assert error.count("\n") == 1 and "--batch_size 10" in error and "pass 9" in error
+    assert not (folder / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "config", ["", "[1]", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}']
+)
+def test_a_wrong_tf_config_is_refused_with_a_right_one(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(InputError, match="TF_CONFIG is wrong.*such as"):
+        ops.strategy()
+
+
+def test_workers_do_not_make_the_data_set_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert main.main(["--dataset", "demo"]) == 2
+    assert "without TF_CONFIG first" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_slurm_script_gives_every_task_its_tf_config(tmp_path):
+    script = re.search(r"( {4}#!/bin/bash\n(?: {4}.*\n|\n)+)", README.read_text(encoding="utf-8"))[1]
+    (tmp_path / "job.sh").write_text(re.sub("^ {4}", "", script, flags=re.MULTILINE))
+    commands = {
+        "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
+        "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; for i in 0 1; do SLURM_PROCID=$i "$@"; done',
+        "python": 'echo "$TF_CONFIG"',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]"}
+    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    configs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [config["task"] for config in configs] == [{"type": "worker", "index": index} for index in range(2)]
+    for config in configs:
+        assert [host.split(":")[0] for host in config["cluster"]["worker"]] == ["node1", "node2"]
