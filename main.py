@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import glob
+import io
 import math
 import os
 import sys
@@ -300,7 +301,7 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
 
         shared = strategy()
     if worker(shared)[0]:
-        sys.stdout = Path(os.devnull).open("w")  # the chief speaks for all
+        sys.stdout = io.StringIO()  # the chief speaks for all
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")

@@ -319,9 +319,8 @@ def strategy() -> tf.distribute.Strategy:
     )
     with lost_workers_named():
         shared = tf.distribute.MultiWorkerMirroredStrategy()
-    signal.signal(
-        signal.SIGTERM, signal.getsignal(signal.SIGTERM)
-    )  # TensorFlow has put its own in place, which is deaf
+    # TensorFlow has put a handler of its own in place, which only takes note
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return shared
 
 

@@ -146,7 +146,7 @@ def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(w
     assert [status for status, _, _ in finish(processes)] == [128 + signal.SIGTERM] * 2
     assert len(losses_of(folder)) >= 23
     model = FaceAging(**TINY, save_dir=folder / "save")
-    assert model.load_checkpoint() and int(model.step) == WARM_STEPS + len(losses_of(folder))
+    assert model.load_checkpoint() and int(model.step) == len(losses_of(folder))
 
 
 def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint(warm, tmp_path):
@@ -191,7 +191,7 @@ def test_the_readmes_slurm_script_gives_every_task_its_tf_config(tmp_path):
     commands = {
         "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
         "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; for i in 0 1; do SLURM_PROCID=$i "$@"; done',
-        "python": 'echo "$TF_CONFIG"',
+        "python": 'echo "$TF_CONFIG" | tr -d "\\n"; echo',
     }
     for name, body in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
