@@ -16,6 +16,7 @@ from dataset import (
     MALE,
     OLDEST,
     AgeBins,
+    Face,
     InputError,
     find_dataset,
     list_faces,
@@ -279,7 +280,8 @@ def check_aging(flags: argparse.Namespace) -> None:
             raise InputError('--animate mp4 needs ffmpeg: pip install "imageio[ffmpeg]", or take gif') from error
 
 
-def train(flags: argparse.Namespace, given: set[str]) -> int:
+def prepare(flags: argparse.Namespace, given: set[str]):
+    """(FaceAging, faces) to train as the flags say, which take over what the run in savedir remembers."""
     recall(flags, given, read_config(flags.savedir))  # first: it says which data set to look for
     demo = Path("data/demo")
     if flags.dataset == demo.name and not demo.exists():
@@ -309,10 +311,14 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
         precision=flags.precision,
         seed=flags.seed,
     )
-    print("Training Mode")
-    stopped_by = model.train(
-        listing.faces,
-        num_epochs=flags.epoch,
+    return model, listing.faces
+
+
+def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace) -> int | None:
+    """Train as the flags say until so many epochs are done; gives the signal that stopped it, if one did."""
+    return model.train(
+        faces,
+        num_epochs=epoch,
         learning_rate=flags.learning_rate,
         loss_weights=flags.loss_weights,
         use_trained_model=flags.use_trained_model,
@@ -321,6 +327,12 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
         cache=flags.cache,
         notes={name: getattr(flags, name) for name in TRAINING},
     )
+
+
+def train(flags: argparse.Namespace, given: set[str]) -> int:
+    model, faces = prepare(flags, given)
+    print("Training Mode")
+    stopped_by = train_until(flags.epoch, model, faces, flags)
     if stopped_by:
         print(f"Stopped; all is saved in {flags.savedir}: the same command goes on from there")
         return 128 + stopped_by
