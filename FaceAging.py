@@ -32,7 +32,18 @@ import dataset
 import ops
 import pictures
 from align import align_faces, looks_aligned, opencv
-from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels, read_config
+from dataset import (
+    AGE_BOUNDS,
+    FEMALE,
+    MALE,
+    SHIPPED_MODEL,
+    UNKNOWN,
+    AgeBins,
+    Face,
+    InputError,
+    gender_labels,
+    read_config,
+)
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -51,7 +62,6 @@ ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must sh
     "num_categories",
     "num_gen_channels",
 )
-SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
 GENDER_NAMES = {MALE: "male", FEMALE: "female"}
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # of a frame
@@ -496,7 +506,7 @@ class FaceAging:
             )
             return
         if use_init_model and not self.load_checkpoint(SHIPPED_MODEL):
-            raise InputError("no model ships with this copy of the program: leave out --use_init_model")
+            raise InputError(f"no model ships in {SHIPPED_MODEL}: leave out --use_init_model")
         if not use_trained_model:
             self.epoch.assign(1 - PRETRAINING_EPOCHS)
         self._check_space()
@@ -536,7 +546,8 @@ class FaceAging:
         """Load the latest whole checkpoint in the folder `path` or else in save_dir; gives False where there is none.
 
         networks_only leaves the optimizers alone, and the discriminators too. A checkpoint of the reference program
-        (TensorFlow 1) gives its weights alone. A damaged checkpoint is named on stderr and the one before it loaded.
+        (TensorFlow 1) gives its weights alone, the shipped model those of E and G. A damaged checkpoint is named on
+        stderr and the one before it loaded.
         Raises InputError where all are damaged, or for another architecture, naming the first number that differs.
         """
         folder = Path(path or self.save_dir)
@@ -564,7 +575,9 @@ class FaceAging:
                 )
 
     def _restore(self, prefix: str, networks_only: bool) -> None:
-        if ops.is_reference(prefix):
+        if prefix.endswith(ops.PACKED):
+            ops.unpack_weights(prefix, [self.E, self.G])
+        elif ops.is_reference(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for network in (self.E, self.G, self.D_z, self.D_img):
                 for variable in network.weights:
