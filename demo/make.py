@@ -57,7 +57,9 @@ def read_losses(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def pack(run: Path, bits: int = 8, folder: Path = SHIPPED_MODEL) -> None:
+def pack(run: Path, bits: int = 8, folder: Path | None = None) -> None:
+    """Write the latest E and G of a run into the folder, or else into demo/model."""
+    folder = folder or SHIPPED_MODEL
     model = FaceAging.load(run)
     config = read_config(run)
     step = int(ops.saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
