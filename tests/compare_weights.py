@@ -203,7 +203,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main_(argv: list[str]) -> int:
+def compare_runs(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.compare_weights", description=__doc__.split("\n", 1)[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; without any only the regressor is made")
     parser.add_argument("--out", type=Path, help="OUT.csv and OUT.json are written")
@@ -219,7 +219,6 @@ def main_(argv: list[str]) -> int:
             rows.append(compare(folder, regressor, flags.data))
         except (InputError, OSError) as error:  # one that has no checkpoint yet
             print(f"Left out: {folder}: {error}", file=sys.stderr)
-        keras.backend.clear_session()
     print(table(rows))
     if flags.out and rows:
         text = io.StringIO()
@@ -234,4 +233,4 @@ def main_(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main_(sys.argv[1:]))
+    sys.exit(compare_runs(sys.argv[1:]))

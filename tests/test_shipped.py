@@ -15,6 +15,7 @@ from dataset import InputError, parse_name, read_config, split
 from demo import make, train
 from FaceAging import MEASURES, FaceAging
 from ops import load_image, pack_weights, to_network_range, unpack_weights
+from tests import compare_weights
 from tests.conftest import TINY, TINY_FLAGS
 
 
@@ -22,7 +23,8 @@ from tests.conftest import TINY, TINY_FLAGS
 def run(tmp_path_factory, faces):
     """A run of one epoch."""
     model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
-    assert model.train(faces, num_epochs=1, notes={"dataset": "drawn", "unknown_gender": False}) is None
+    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "balance": False, "unknown_gender": False}
+    assert model.train(faces, num_epochs=1, learning_rate=0.01, notes=notes) is None
     return model
 
 
@@ -145,6 +147,16 @@ def test_demo_train_goes_on_epoch_by_epoch_and_demo_make_makes_what_ships(workpl
     }
     named = [parse_name(path.name) for path in (demo / "faces").iterdir()]
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
+
+
+def test_the_table_of_runs_has_a_row_a_run_with_every_number(run, workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_weights, "get_regressor", lambda *_: compare_weights.make_regressor())
+    (tmp_path / "empty").mkdir()
+    assert compare_weights.compare_runs([str(run.save_dir)] * 2 + ["empty", "--out=table", "--data=data"]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["run"] for row in rows] == ["save", "save"] and rows[0] == rows[1]
+    assert all(np.isfinite(rows[0][name]) for name in compare_weights.COLUMNS)
+    assert capsys.readouterr().out.count("| save | 0.0001,0.0001,0.0001 | 2017 | False | 5 |") == 2
 
 
 def test_ssim_is_that_of_wang_and_others():
