@@ -219,17 +219,24 @@ def compare_runs(argv: list[str]) -> int:
             rows.append(compare(folder, regressor, flags.data))
         except (InputError, OSError) as error:  # one that has no checkpoint yet
             print(f"Left out: {folder}: {error}", file=sys.stderr)
+            continue
+        print(f"{folder} measured", flush=True)
+        if flags.out:
+            write(flags.out, rows)
     print(table(rows))
-    if flags.out and rows:
-        text = io.StringIO()
-        plain = [{name: value for name, value in row.items() if not isinstance(value, dict | list)} for row in rows]
-        writer = csv.DictWriter(text, plain[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(plain)
-        for suffix, content in ((".csv", text.getvalue()), (".json", json.dumps(rows, indent=2) + "\n")):
-            with pictures.write_whole(flags.out.with_name(flags.out.name + suffix)) as temporary:
-                temporary.write_text(content, encoding="utf-8")
     return 0
+
+
+def write(out: Path, rows: list[dict]) -> None:
+    """The rows as OUT.csv and OUT.json, after each run, that a long comparison can be stopped."""
+    text = io.StringIO()
+    plain = [{name: value for name, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    writer = csv.DictWriter(text, plain[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    for suffix, content in ((".csv", text.getvalue()), (".json", json.dumps(rows, indent=2) + "\n")):
+        with pictures.write_whole(out.with_name(out.name + suffix)) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":
