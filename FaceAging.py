@@ -37,7 +37,18 @@ import dataset
 import ops
 import pictures
 from align import align_faces, looks_aligned, opencv
-from dataset import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, Face, InputError, gender_labels, read_config
+from dataset import (
+    AGE_BOUNDS,
+    FEMALE,
+    MALE,
+    SHIPPED_MODEL,
+    UNKNOWN,
+    AgeBins,
+    Face,
+    InputError,
+    gender_labels,
+    read_config,
+)
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -56,13 +67,23 @@ ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must sh
     "num_categories",
     "num_gen_channels",
 )
-SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
 GENDER_NAMES = {MALE: "male", FEMALE: "female"}
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # of a frame
 FILM_SIDE = 64  # pixels of the face at least
 FILM_BYTES = 2_000_000  # of a GIF of one face
 GIF_BYTES = 10_000_000  # of demo_train.gif: what still loads in a browser at once
+MEASURES = {  # of a set of faces, and their units
+    "faces": "how many",
+    "L1": "mean absolute difference of a face and its reconstruction, pixels in [-1, 1]",
+    "PSNR": "peak signal-to-noise ratio of the reconstructions in dB, mean over faces",
+    "SSIM": "structural similarity of a face and its reconstruction, 1 where equal, mean over faces",
+    "z_KS": "Kolmogorov-Smirnov distance of a dimension of z from U(-1, 1), mean over dimensions; "
+    "n uniform numbers have about 0.87 / sqrt(n) by chance",
+    "z_KS_pooled": "the same distance of all dimensions taken together",
+    "sharpness": "variance of the Laplacian of the reconstructions, relative to that of the faces",
+    "label_movement": "mean absolute change of the picture from an age bin to the next, pixels in [-1, 1]",
+}
 GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
 
 
@@ -488,7 +509,7 @@ class FaceAging:
             except dataset.BadPicture as error:
                 print(f"Left out: {error}")
         if not images:
-            raise InputError(f"none of the {len(faces)} held-out faces can be read, such as {faces[0].path}")
+            raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
         ages, genders = [face.age for face in labelled], [face.gender for face in labelled]
         return np.stack(images), self.bins.one_hot(ages), gender_labels(genders)
 
@@ -574,7 +595,7 @@ class FaceAging:
             self._check_space()
             return
         if use_init_model and not self.load_checkpoint(SHIPPED_MODEL):
-            raise InputError("no model ships with this copy of the program: leave out --use_init_model")
+            raise InputError(f"no model ships in {SHIPPED_MODEL}: leave out --use_init_model")
         if not use_trained_model:
             self.epoch.assign(1 - PRETRAINING_EPOCHS)
         self._check_space()
@@ -622,7 +643,8 @@ class FaceAging:
         """Load the latest whole checkpoint in the folder `path` or else in save_dir; gives False where there is none.
 
         networks_only leaves the optimizers alone, and the discriminators too. A checkpoint of the reference program
-        (TensorFlow 1) gives its weights alone. A damaged checkpoint is named on stderr and the one before it loaded.
+        (TensorFlow 1) gives its weights alone, the shipped model those of E and G. A damaged checkpoint is named on
+        stderr and the one before it loaded.
         Raises InputError where all are damaged, or for another architecture, naming the first number that differs.
         """
         folder = Path(path or self.save_dir)
@@ -632,6 +654,8 @@ class FaceAging:
         for prefix in found:
             try:
                 self._restore(prefix, networks_only)
+            except InputError:
+                raise
             except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
                 raise InputError(f"{prefix} is of another run than config.json: {ops.reason(error)}") from error
             except ops.DAMAGE as error:
@@ -653,7 +677,9 @@ class FaceAging:
                 )
 
     def _restore(self, prefix: str, networks_only: bool) -> None:
-        if ops.is_reference(prefix):
+        if prefix.endswith(ops.PACKED):
+            ops.unpack_weights(prefix, [self.E, self.G])
+        elif ops.is_reference(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for network in self._networks():
                 for variable in network.weights:
@@ -688,6 +714,72 @@ class FaceAging:
             config = {"model": self.config, "training": notes, "versions": versions}
             with pictures.write_whole(self.save_dir / "config.json") as path:
                 path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    # Measuring.
+
+    def evaluate(self, faces: Sequence[Face]) -> dict:
+        """Measure how labelled faces are reconstructed and how the age label moves them.
+
+        Gives {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": MEASURES};
+        measures are those of MEASURES and, by pair of bins, "label_movement_by_bin". Pictures are read a batch at a
+        time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
+        """
+        parts = []
+        for i in tqdm(range(0, len(faces), GENERATOR_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
+            images, ages, genders = self._load_faces(faces[i : i + GENERATOR_BATCH])
+            z = self._encode(images)
+            x, made = ops.to_network_range(images).numpy(), self._generate(z, ages, genders)
+            aged = (
+                self._generate(z, np.repeat(label[np.newaxis], len(z), axis=0), genders)
+                for label in self.bins.interpolated(self.bins.centres)
+            )
+            error = np.square(x - made).mean(axis=(1, 2, 3))
+            parts.append(
+                {
+                    "bin": ages.argmax(axis=1),
+                    "gender": genders[:, FEMALE],
+                    "z": z,
+                    "L1": np.abs(x - made).mean(axis=(1, 2, 3)),
+                    "PSNR": 10 * np.log10(2**2 / np.maximum(error, 1e-10)),
+                    "SSIM": [pictures.ssim(a / 2 + 0.5, b / 2 + 0.5) for a, b in zip(x, made, strict=True)],
+                    "sharp": [[pictures.sharpness(a), pictures.sharpness(b)] for a, b in zip(x, made, strict=True)],
+                    "moved": np.stack(
+                        [np.abs(b - a).mean(axis=(1, 2, 3)) for a, b in itertools.pairwise(aged)], axis=1
+                    ),
+                }
+            )
+        each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        by_age = {name: each["bin"] == i for i, name in enumerate(self.bins.names)}
+        by_gender = {name: each["gender"] == label for name, label in (("male", -1), ("female", 1), ("unknown", 0))}
+        return {
+            "overall": self._measures(each),
+            "by_age": {name: self._measures(each, chosen) for name, chosen in by_age.items() if chosen.any()},
+            "by_gender": {name: self._measures(each, chosen) for name, chosen in by_gender.items() if chosen.any()},
+            "units": MEASURES,
+        }
+
+    def _measures(self, each: dict[str, np.ndarray], chosen=slice(None)) -> dict:
+        from scipy.stats import kstest, uniform  # slow to import, and only needed here
+
+        each = {name: values[chosen] for name, values in each.items()}
+        prior = uniform(-1, 2).cdf
+        face, reconstruction = each["sharp"].mean(axis=0)
+        moved = each["moved"].mean(axis=0)
+        measures = {
+            "L1": each["L1"].mean(),
+            "PSNR": each["PSNR"].mean(),
+            "SSIM": each["SSIM"].mean(),
+            "z_KS": kstest(each["z"], prior, method="asymp").statistic.mean(),
+            "z_KS_pooled": kstest(each["z"].ravel(), prior, method="asymp").statistic,
+            "sharpness": reconstruction / max(face, 1e-10),
+            "label_movement": moved.mean(),
+        }
+        pairs = [f"{young} to {old}" for young, old in itertools.pairwise(self.bins.names)]
+        return {
+            "faces": len(each["L1"]),
+            **{name: round(float(value), 5) for name, value in measures.items()},
+            "label_movement_by_bin": {pair: round(float(value), 5) for pair, value in zip(pairs, moved, strict=True)},
+        }
 
     # Aging.
 

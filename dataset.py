@@ -41,6 +41,7 @@ CONVENTIONS = {
 }
 GENDERS = {"0": MALE, "m": MALE, "male": MALE, "1": FEMALE, "f": FEMALE, "female": FEMALE, "": UNKNOWN}
 TABLE = "labels.csv"
+SHIPPED_MODEL = Path(__file__).parent / "demo" / "model"
 COLUMNS = ["file", "age", "gender"]
 
 # what is wrong with a picture is said once, with its name, by BadPicture

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import glob
 import io
+import json
 import math
 import os
 import sys
@@ -16,13 +17,16 @@ from dataset import (
     FEMALE,
     MALE,
     OLDEST,
+    SHIPPED_MODEL,
     AgeBins,
+    Face,
     InputError,
     find_dataset,
     list_faces,
     picture_names,
     read_config,
     shown,
+    split,
     summary,
 )
 
@@ -32,6 +36,7 @@ LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstructi
     "paper": (0.01, 0.01, 0.1),  # section 4.1's 1 : 10 beside 100, divided by 100
 }
 GENDERS = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
+DEMO_FACES = "demo/faces"
 AGING = {"testdir", "gender", "age", "animate", "align", "blend"}
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 # what a run remembers in its config.json: flags under "model" by their names there, flags under "training"
@@ -45,6 +50,7 @@ MODEL = {
     "precision": "precision",
     "seed": "seed",
 }
+SIZES = ("image_size", "channels", "num_encoder_channels", "num_gen_channels", "age_bounds")
 TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "unknown_gender")
 
 
@@ -132,13 +138,20 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--epoch", type=whole_number, default=50, metavar="N", help="epochs in all, those before a resume counted in")
     flag("--dataset", default="UTKFace", metavar="NAME", help="faces to train on, in data/NAME; demo draws its own")
     flag("--savedir", type=Path, default=Path("save"), metavar="DIR", help="where a run is kept")
+    flag(
+        "--evaluate",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="measure the model on a folder of labelled faces, or without one on the faces held out of its training",
+    )
 
     flag = parser.add_argument_group("aging, with --is_train False").add_argument
     flag(
         "--testdir",
         nargs="+",
         metavar="DIR",
-        help="faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'",
+        help=f"faces to age: a folder, a picture, or a pattern such as 'dir/*.jpg'; {DEMO_FACES} where not given",
     )
     flag("--gender", choices=GENDERS, default="both", help="as which the faces are shown")
     flag("--age", type=ages, metavar="A,B,...", help="exact ages in years: a picture per face and age")
@@ -230,6 +243,23 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
         setattr(flags, name, value)
 
 
+def check_sizes(flags: argparse.Namespace) -> None:
+    """Raise InputError where a training cannot start from the shipped model, with the flags with which it can."""
+    shipped = read_config(SHIPPED_MODEL).get("model")
+    if not shipped:
+        raise InputError(f"no model ships in {SHIPPED_MODEL}: leave out --use_init_model")
+
+    def written(value) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    sizes = {name: (written(shipped[MODEL[name]]), written(getattr(flags, name))) for name in SIZES}
+    other = {name: pair for name, pair in sizes.items() if pair[0] != pair[1]}
+    if other:
+        said = ", ".join(f"{name} {theirs}, not {ours}" for name, (theirs, ours) in other.items())
+        mend = " ".join(f"--{name} {theirs}" for name, (theirs, _) in other.items())
+        raise InputError(f"the shipped model has {said}: give {mend}, or leave out --use_init_model")
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level counts."""
@@ -264,8 +294,8 @@ def find_pictures(testdir: list[str]) -> list[Path]:
 
 def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
-    if bool(flags.testdir) == bool(flags.blend):
-        raise InputError("--is_train False needs either --testdir, the faces to age, or --blend, two of them")
+    if flags.testdir and flags.blend:
+        raise InputError("--is_train False takes either --testdir, the faces to age, or --blend, two of them")
     if flags.blend and flags.animate:
         raise InputError("--blend draws one picture: leave out --animate")
     for path in flags.blend or ():
@@ -280,8 +310,12 @@ def check_aging(flags: argparse.Namespace) -> None:
             raise InputError('--animate mp4 needs ffmpeg: pip install "imageio[ffmpeg]", or take gif') from error
 
 
-def train(flags: argparse.Namespace, given: set[str]) -> int:
-    recall(flags, given, read_config(flags.savedir))  # first: it says which data set to look for
+def prepare(flags: argparse.Namespace, given: set[str]):
+    """(FaceAging, faces) to train as the flags say, which take over what the run in savedir remembers."""
+    config = read_config(flags.savedir)
+    recall(flags, given, config)  # first: it says which data set to look for
+    if flags.use_init_model and not config:
+        check_sizes(flags)
     if "TF_CONFIG" in os.environ and not Path("data", flags.dataset).is_dir():
         raise InputError(
             f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
@@ -319,10 +353,14 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
         seed=flags.seed,
         strategy=shared,
     )
-    print("Training Mode")
-    stopped_by = model.train(
-        listing.faces,
-        num_epochs=flags.epoch,
+    return model, listing.faces
+
+
+def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace) -> int | None:
+    """Train as the flags say until so many epochs are done; gives the signal that stopped it, if one did."""
+    return model.train(
+        faces,
+        num_epochs=epoch,
         learning_rate=flags.learning_rate,
         loss_weights=flags.loss_weights,
         use_trained_model=flags.use_trained_model,
@@ -331,6 +369,12 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
         cache=flags.cache,
         notes={name: getattr(flags, name) for name in TRAINING},
     )
+
+
+def train(flags: argparse.Namespace, given: set[str]) -> int:
+    model, faces = prepare(flags, given)
+    print("Training Mode")
+    stopped_by = train_until(flags.epoch, model, faces, flags)
     if stopped_by:
         print(f"Stopped; all is saved in {flags.savedir}: the same command goes on from there")
         return 128 + stopped_by
@@ -338,18 +382,56 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     return 0
 
 
-def test(flags: argparse.Namespace, given: set[str]) -> int:
-    check_aging(flags)
-    paths = flags.blend or find_pictures(flags.testdir)
+def load(flags: argparse.Namespace, given: set[str]):
+    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case."""
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
+        from ops import saved_checkpoints
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
-    recall(flags, given, read_config(flags.savedir))
-    model = FaceAging.load(flags.savedir)
+    folder = flags.savedir
+    if not saved_checkpoints(folder / "checkpoint") and not saved_checkpoints(folder):
+        print(f"{shown(str(folder))} holds no trained model: taking the one that ships")
+        folder = SHIPPED_MODEL
+    recall(flags, given, read_config(folder))
+    model = FaceAging.load(folder)
+    model.save_dir = flags.savedir
     print("SUCCESS ^_^", flush=True)
+    return model
+
+
+def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
+    if flags.evaluate:
+        folder = Path(flags.evaluate)
+        if not folder.is_dir():
+            raise InputError(f"--evaluate: {shown(flags.evaluate)} is no folder")
+        faces = list_faces(folder, flags.unknown_gender).faces
+    model = load(flags, given - {"unknown_gender"})  # a run's own holds for the faces of its training
+    if not flags.evaluate:
+        folder = find_dataset(flags.dataset)
+        _, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
+    measured = {"folder": str(folder), "held_out": not flags.evaluate, **model.evaluate(faces)}
+    from pictures import write_whole  # brings TensorFlow
+
+    path = flags.savedir / "evaluation.json"
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    names = list(measured["units"])
+    print("".join(f"{name:>15}" for name in ("", *names)))
+    for group, row in {"all": measured["overall"], **measured["by_age"], **measured["by_gender"]}.items():
+        print("".join(f"{value:>15}" for value in (group, *(row[name] for name in names))))
+    for name, unit in measured["units"].items():
+        print(f"{name}: {unit}")
+    print(f"Done! Results are saved as {shown(str(path))}")
+    return 0
+
+
+def test(flags: argparse.Namespace, given: set[str]) -> int:
+    check_aging(flags)
+    paths = flags.blend or find_pictures(flags.testdir or [DEMO_FACES])
+    model = load(flags, given)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         blended = model.blend(*paths, flags.age or (), genders, flags.align)
@@ -370,6 +452,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if flags.is_train and given & AGING:
             raise InputError(f"--{min(given & AGING)} is for aging faces: add --is_train False")
+        if flags.evaluate is not None:
+            return evaluate(flags, given)
         return train(flags, given) if flags.is_train else test(flags, given)
     except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)

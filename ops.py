@@ -7,6 +7,7 @@ Keras tensor, so that a network reads one line per layer.
 
 import contextlib
 import functools
+import itertools
 import os
 import platform
 import re
@@ -15,6 +16,8 @@ import signal
 import socket
 import sys
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,6 +49,7 @@ STDDEV = 0.02  # of every initial weight
 # what TensorFlow raises for a checkpoint with a file that is changed, missing or (IndexError) cut short
 DAMAGE = (tf.errors.OpError, OSError, IndexError)
 STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # of the file `checkpoint`: the latest, and every one
+PACKED = "weights.npz"  # the file of a model that ships
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
 # Pixels a side of the map: measured in tests/README.md.
 SMALL_MAP = 8  # up to here the gradient of the kernel is a matrix product
@@ -488,8 +492,8 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     """The checkpoints in the folder that were written to their end, latest first: their paths without a suffix.
 
     They are those named in its file `checkpoint`; what is not named there is the rest of a write that was cut short.
-    Where that file is itself lost or damaged, they are those with an index. Raises InputError for a path of which
-    TensorFlow could read none.
+    Where that file is itself lost or damaged, they are those with an index. A folder without any may hold the packed
+    weights of a model that ships. Raises InputError for a path of which TensorFlow could read none.
     """
     if set("*?[") & set(str(folder)):
         raise InputError(f"{folder}: TensorFlow reads nothing from a path with * ? or [, give another --savedir")
@@ -500,6 +504,8 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     if not latest or latest != every[-1:]:
         indices = [path.stem for path in folder.iterdir() if path.suffix == ".index"] if folder.is_dir() else []
         every = sorted(indices, key=lambda name: (len(name), name))  # model-5 before model-10
+    if not every and (folder / PACKED).is_file():
+        every = [PACKED]
     return [str(folder / name) for name in reversed(every)]
 
 
@@ -555,3 +561,40 @@ def reference_name(variable: keras.Variable) -> str:
     """The name that the reference program's checkpoints have for a weight: E_conv0/kernel is E_conv0/w there."""
     layer, name = variable.path.split("/")[-2:]
     return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
+
+
+def pack_weights(path: str | Path, networks: Sequence[keras.Model], bits: int = 8) -> None:
+    """Write the weights of networks as a .npz, small: float16 with 16 bits, or int8 with a scale per output channel.
+
+    Biases stay as they are. Keys are those of `reference_name`; of an int8 array w the scales are "w/scale".
+    """
+    arrays = {}
+    for layer in itertools.chain.from_iterable(network.layers for network in networks):
+        for variable in layer.weights:
+            name, values = reference_name(variable), variable.numpy()
+            if values.ndim > 1 and bits == 8:
+                output = values.ndim - (2 if isinstance(layer, layers.Conv2DTranspose) else 1)
+                others = tuple(axis for axis in range(values.ndim) if axis != output)
+                scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
+                arrays[f"{name}/scale"] = scale
+                values = np.rint(values / scale).astype(np.int8)
+            elif values.ndim > 1:
+                values = values.astype(np.float16)
+            arrays[name] = values
+    with pictures.write_whole(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def unpack_weights(path: str | Path, networks: Sequence[keras.Model]) -> None:
+    """Put weights that `pack_weights` wrote into the networks. Raises InputError, with nothing changed, for others."""
+    variables = [variable for network in networks for variable in network.weights]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [reference_name(variable) for variable in variables]
+            values = [arrays[name].astype(np.float32) * arrays.get(f"{name}/scale", 1) for name in names]
+        if any(value.shape != variable.shape for value, variable in zip(values, variables, strict=True)):
+            raise ValueError("another network's")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a whole set of weights: get it again ({reason(error)})") from error
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

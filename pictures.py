@@ -1,4 +1,4 @@
-"""What people look at: grids, labelled sheets, animations and curves, each written whole or not at all."""
+"""What people look at: grids, labelled sheets, animations and curves, each written whole; and measures of pictures."""
 
 import csv
 import os
@@ -24,6 +24,9 @@ PALETTE_PIXELS = 250_000  # looked at for a palette; more take longer and change
 MIN_GIF_SIDE = 16  # pixels; no face can be seen below it
 LOSS_CYCLES = 50  # a loss that swings more often than this over its record is noise to the eye
 LOSS_COLOR = "#1f5a96"
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels: a Gaussian window of 11 x 11
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601
 
 
 @contextmanager
@@ -195,6 +198,33 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
     axes.legend(frameon=False, loc="upper right")
     with write_whole(path) as temporary:
         figure.savefig(temporary)
+
+
+def ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """The structural similarity of two pictures, float [H, W, C] in [0, 1]; 1 where they are equal.
+
+    The mean over channels and over all places of the window within them (Wang, Bovik, Sheikh and Simoncelli 2004).
+    """
+    from scipy.ndimage import gaussian_filter
+
+    def blur(x):
+        return gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS, axes=(0, 1))
+
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    mean_a, mean_b = blur(a), blur(b)
+    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
+    likeness *= (2 * covariance + SSIM_C2) / (variances + SSIM_C2)
+    margin = min(SSIM_RADIUS, (min(a.shape[:2]) - 1) // 2)
+    return float(likeness[margin:-margin, margin:-margin].mean())
+
+
+def sharpness(image: np.ndarray) -> float:
+    """The variance of the Laplacian of a picture, float [H, W, C], made grey, in squared units of its own."""
+    from scipy.ndimage import laplace
+
+    return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
 
 
 class Record:

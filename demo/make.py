@@ -1,0 +1,194 @@
+"""Make what ships in demo/ from a run of demo.train: `python -m demo.make save/shipped`, or only some steps of it.
+
+- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights;
+- card: the numbers in demo/model/README.md, measured on the run's held-out faces, which must be in data/;
+- faces: demo/faces, twenty faces of random z, each of two at another age bin, one as male and one as female. They are
+  taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old. Pictures
+  that were in the folder are removed;
+- pictures: demo/sample.png (those faces and their reconstructions), demo/test.png (ten of them at every age),
+  demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
+
+Later steps take the packed model, so that what is shown and measured is what ships.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import main
+from dataset import (
+    FEMALE,
+    MALE,
+    SHIPPED_MODEL,
+    InputError,
+    find_dataset,
+    list_faces,
+    parse_name,
+    picture_names,
+    read_config,
+    split,
+)
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with main.silence():
+    import ops
+    import pictures
+    from FaceAging import FaceAging
+
+DEMO = Path(__file__).parent
+FACES = DEMO / "faces"
+FACES_SEED = 5
+RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words for its codes 0 to 4
+SHOWN = {"L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}  # of FaceAging.MEASURES, with digits
+BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
+GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
+PICTURE_WIDTH = 1600  # pixels
+
+
+def read_losses(run: Path) -> list[dict[str, str]]:
+    with (run / "losses.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pack(run: Path, bits: int = 8, folder: Path | None = None) -> None:
+    """Write the latest E and G of a run into the folder, or else into demo/model."""
+    folder = folder or SHIPPED_MODEL
+    model = FaceAging.load(run)
+    config = read_config(run)
+    step = int(ops.saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
+    config["training"] |= {"steps": step, "epochs": round(float(read_losses(run)[step - 1]["epoch"]), 2)}
+    ops.pack_weights(folder / ops.PACKED, [model.E, model.G], bits)
+    with pictures.write_whole(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_card(run: Path) -> None:
+    """Put the numbers of the packed model, and what packing costs, between the marks of demo/model/README.md."""
+    training = read_config(SHIPPED_MODEL)["training"]
+    model = FaceAging.load()
+    listed = list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces
+    _, held_out = split(listed, model.seed)
+    measured = model.evaluate(held_out)
+    costs = {"8 bits, as shipped": measured, "float32, as trained": FaceAging.load(run).evaluate(held_out)}
+    with tempfile.TemporaryDirectory() as folder:
+        pack(run, 16, Path(folder))
+        costs["float16"] = FaceAging.load(folder).evaluate(held_out)
+    by_race = {}
+    for code, race in enumerate(RACES):
+        faces = [face for face in held_out if Path(face.path).name.split("_")[2:3] == [str(code)]]
+        if faces:
+            by_race[race] = model.evaluate(faces)["overall"]
+    lines = [
+        BEGIN,
+        "",
+        f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model.size_batch} faces) of "
+        f"{training['dataset']} with `--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
+        f"{' --balance True' * training['balance']}`, seed {model.seed}, "
+        f"{model.num_encoder_channels} encoder and {model.num_gen_channels} generator channels. "
+        f"Measured on the {measured['overall']['faces']} faces held out of training; a group of few faces says little.",
+        "",
+        *table("weights", {name: one["overall"] for name, one in costs.items()}),
+        "",
+        *table("age", measured["by_age"]),
+        "",
+        *table("gender", measured["by_gender"]),
+        "",
+        "By skin tone the set has only its own race labels, given by an algorithm and checked by people:",
+        "",
+        *table("race, as UTKFace has it", by_race),
+        "",
+    ]
+    units = measured["units"]
+    lines += [f"- {name}: {units[name]}" for name in SHOWN]
+    card = SHIPPED_MODEL / "README.md"
+    before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    with pictures.write_whole(card) as path:
+        path.write_text(before + "\n".join([*lines, "", END]) + after, encoding="utf-8")
+
+
+def table(head: str, groups: dict[str, dict]) -> list[str]:
+    rows = [[head, "faces", *SHOWN], ["---"] * (len(SHOWN) + 2)]
+    rows += [
+        [name, str(row["faces"]), *(f"{row[measure]:.{digits}f}" for measure, digits in SHOWN.items())]
+        for name, row in groups.items()
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def make_faces() -> None:
+    model = FaceAging.load()
+    ages = np.repeat([3, 8, 13, 18, 25, 35, 45, 55, 65, 78], 2)
+    genders = np.tile([MALE, FEMALE], len(ages) // 2)
+    order = np.random.default_rng(FACES_SEED).permutation(len(ages))  # that the first ten are of all ages
+    z = np.random.default_rng(FACES_SEED).uniform(-1, 1, (len(ages), model.num_z_channels)).astype(np.float32)
+    for path in FACES.glob("*.png"):
+        path.unlink()
+    images = model.generate(z, ages[order], genders[order])
+    for number, (image, age, gender) in enumerate(zip(images, ages[order], genders[order], strict=True), 1):
+        pictures.save_image(FACES / f"{number:02d}_1{'MF'[gender]}{age:02d}.png", image)
+
+
+def shrunk(picture: np.ndarray, width: int = PICTURE_WIDTH) -> np.ndarray:
+    image = Image.fromarray(picture)
+    return np.asarray(image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS))
+
+
+def draw_pictures(run: Path) -> None:
+    model = FaceAging.load()
+    paths = [FACES / name for name in picture_names(FACES)]
+    faces = [parse_name(path.name) for path in paths]
+    images = np.stack([ops.load_image(path, model.size_image, model.num_input_channels) for path in paths])
+    kept = model.age(images, [age for _, age, _ in faces], [gender for _, _, gender in faces])
+    rows = np.stack([images[:10], kept[:10], images[10:20], kept[10:20]])
+    pictures.save_image(DEMO / "sample.png", shrunk(pictures.sheet(rows, ["face", "as kept"] * 2)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_dir = Path(folder)
+        model.test(paths[:10])
+        sheets = [np.asarray(Image.open(Path(folder, f"test/test_as_{name}.png"))) for name in ("male", "female")]
+    pictures.save_image(DEMO / "test.png", shrunk(np.concatenate(sheets, axis=1)))
+
+    losses = read_losses(run)
+    epochs, curve = ([float(row[name]) for row in losses] for name in ("epoch", "EG_loss"))
+    pictures.plot_losses(DEMO / "loss_epoch.png", epochs, curve)
+
+    frames = []
+    for path in sorted((run / "random").glob("*.png")):
+        grid = Image.open(path)
+        columns, rows = (side // model.size_image for side in grid.size)
+        small = np.asarray(grid.resize((columns * GIF_SIDE, rows * GIF_SIDE), Image.Resampling.LANCZOS))
+        tiles = small.reshape(rows, GIF_SIDE, columns, GIF_SIDE, -1).swapaxes(1, 2)
+        frames.append(pictures.sheet(tiles, model.bins.names, title=f"epoch {path.stem}"))
+    if frames:
+        frames += frames[-1:] * 4  # the end is looked at longer
+        pictures.save_animation(DEMO / "demo_train.gif", frames, frame_seconds=0.4, max_bytes=GIF_BYTES)
+
+
+STEPS = {"model": pack, "card": write_card, "faces": lambda run: make_faces(), "pictures": draw_pictures}
+
+
+def make(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="demo.make", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("run", type=Path, help="the folder of the run")
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=[], help="all of them where none is given")
+    flags = parser.parse_args(argv)
+    try:
+        for step in flags.steps or STEPS:
+            print(f"{step} ...", flush=True)
+            STEPS[step](flags.run)
+    except (InputError, OSError) as error:
+        print(f"demo.make: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(make(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""Train the model that ships, and keep what its pictures are drawn from: `python -m demo.train --savedir save/shipped`.
+
+Takes main.py's flags, with half the channels and batches of 64 where they are not given; goes on where it was stopped.
+After each epoch, beside what every run writes:
+
+- `random/NN.png`: the same ten random z (columns; five as male, five as female) at every age (rows, young to old);
+- `held_out.csv`: what `FaceAging.evaluate` measures on the held-out faces, a row an epoch.
+"""
+
+import csv
+import os
+import sys
+
+import numpy as np
+
+import main
+from dataset import FEMALE, MALE, split
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with main.silence():
+    import pictures
+    from FaceAging import FaceAging, epoch_name
+
+HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
+RANDOM_FACES = [MALE] * 5 + [FEMALE] * 5
+
+
+def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int = 2) -> np.ndarray:
+    """Faces of fixed random z ~ U(-1, 1), of the given genders, at every bin's centre: uint8 [bins, N, S, S, C]."""
+    z = np.random.default_rng(seed).uniform(-1, 1, (len(genders), model.num_z_channels)).astype(np.float32)
+    bins = len(model.bins)
+    aged = model.generate(np.tile(z, (bins, 1)), np.repeat(model.bins.centres, len(z)), np.tile(genders, bins))
+    return aged.reshape(bins, len(z), *aged.shape[1:])
+
+
+def keep_epoch(model: FaceAging, held_out: list) -> None:
+    """Write the sheet and the row of the epoch just done, unless a run before this one has."""
+    epoch = int(model.epoch) - 1
+    sheet = model.save_dir / "random" / f"{epoch_name(epoch)}.png"
+    if sheet.exists():
+        return
+    table = model.save_dir / "held_out.csv"
+    row = {"epoch": epoch, "step": int(model.step), **model.evaluate(held_out)["overall"]}
+    del row["label_movement_by_bin"]
+    empty = not table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if empty:
+            writer.writeheader()
+        writer.writerow(row)
+    faces = random_faces(model)
+    pictures.save_image(sheet, pictures.grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))
+
+
+def train(argv: list[str]) -> int:
+    flags, given = main.parse_flags([*HALF, *argv])
+    try:
+        model, faces = main.prepare(flags, given)
+        _, held_out = split(faces, model.seed)
+        model.load_checkpoint()
+        while True:
+            if model.batch == 0 and model.epoch > 1:
+                keep_epoch(model, held_out)
+            if model.epoch > flags.epoch:
+                return 0
+            # epoch by epoch, each by going on from the checkpoint of the one before
+            if stopped_by := main.train_until(int(model.epoch), model, faces, flags):
+                return 128 + stopped_by
+    except (main.InputError, FloatingPointError) as error:
+        print(f"demo.train: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(train(sys.argv[1:]))
