@@ -367,21 +367,7 @@ class FaceAging:
         that is not finite.
         """
         training, held_out = dataset.split(faces, self.seed)
-        num_batches = len(training) // self.size_batch
-        if num_batches == 0:
-            raise InputError(
-                f"{len(training)} faces to train on do not fill one batch of {self.size_batch}: "
-                f"pass --batch_size {len(training)} or less"
-            )
-        if self.size_batch % self.replicas:
-            share = max(1, self.size_batch // self.replicas)
-            raise InputError(
-                f"--batch_size {self.size_batch} cannot be shared equally by {self.replicas} devices: "
-                f"pass {share * self.replicas} or another multiple of {self.replicas}"
-            )
-        if self.replicas > 1 and self.precision == "mixed_float16":
-            # Keras looks for an overflow in a replica's own gradients, before they are summed: the others would go on
-            raise InputError("mixed_float16 trains on one device only: take --precision mixed_bfloat16 or float32")
+        num_batches = self._count_batches(len(training))
         if not tf.config.list_physical_devices("GPU"):  # a step gives the same bits again, at no cost to speak of
             tf.config.experimental.enable_op_determinism()
         notes = {**(notes or {}), "faces": len(faces)}
@@ -482,6 +468,24 @@ class FaceAging:
         if self.is_chief:
             self._animate_training()
         return None
+
+    def _count_batches(self, num_faces: int) -> int:
+        """Batches in an epoch. Raises InputError where there are none, or where the devices cannot share them."""
+        if num_faces < self.size_batch:
+            raise InputError(
+                f"{num_faces} faces to train on do not fill one batch of {self.size_batch}: "
+                f"pass --batch_size {num_faces} or less"
+            )
+        if self.size_batch % self.replicas:
+            share = max(1, self.size_batch // self.replicas)
+            raise InputError(
+                f"--batch_size {self.size_batch} cannot be shared equally by {self.replicas} devices: "
+                f"pass {share * self.replicas} or another multiple of {self.replicas}"
+            )
+        if self.replicas > 1 and self.precision == "mixed_float16":
+            # Keras looks for an overflow in a replica's own gradients, before they are summed: the others would go on
+            raise InputError("mixed_float16 trains on one device only: take --precision mixed_bfloat16 or float32")
+        return num_faces // self.size_batch
 
     @tf.function
     def _sum_of_workers(self, number):
