@@ -116,7 +116,8 @@ class Conv2D(layers.Conv2D):
     """Keras' convolution, but on a CPU small maps are convolved as matrix products."""
 
     def convolution_op(self, inputs, kernel):
-        if _is_small(inputs.shape[1] // self.strides[0]):
+        _, height, width, _ = inputs.shape
+        if height == width and height % 2 == 0 and self.strides[0] == 2 and _is_small(height // 2):
             return _convolve(inputs, tf.convert_to_tensor(kernel))
         return super().convolution_op(inputs, kernel)
 
@@ -130,10 +131,10 @@ class Conv2DTranspose(layers.Conv2DTranspose):
             # a convolution too, by the kernel turned about: TensorFlow takes bias and ReLU into that
             turned = tf.reverse(tf.transpose(kernel, [0, 1, 3, 2]), [0, 1])
             return tf.nn.bias_add(tf.nn.conv2d(inputs, turned, 1, "SAME"), bias)
-        if self.strides[0] == 2 and _is_small(inputs.shape[1]):
+        _, height, width, _ = inputs.shape
+        if height == width and self.strides[0] == 2 and _is_small(height):
             return _add_bias(_deconvolve(inputs, kernel), bias)
-        side = self.strides[0] * inputs.shape[1]
-        shape = [tf.shape(inputs)[0], side, side, self.filters]
+        shape = [tf.shape(inputs)[0], self.strides[0] * height, self.strides[0] * width, self.filters]
         return _add_bias(tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides), bias)
 
 

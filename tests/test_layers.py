@@ -42,6 +42,13 @@ def test_a_convolution_equals_keras(side, size_kernel):
     compare(ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, side, side, 5])
 
 
+@pytest.mark.parametrize(("shape", "stride"), [([8, 8], 1), ([7, 7], 2), ([8, 4], 2)])
+def test_a_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
+    arguments = (6, 5, stride, "same")
+    compare(ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, *shape, 5])
+    compare(ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, *shape, 5])
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [2, 4, 8, 16])
 def test_a_transposed_convolution_equals_keras(side, stride):
