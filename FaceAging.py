@@ -220,14 +220,12 @@ class FaceAging:
         size_mini_map = self.size_image // 2**self.num_layers
         x = ops.fc(x, size_mini_map**2 * self.num_gen_channels, name="G_fc")
         x = layers.Reshape([size_mini_map, size_mini_map, self.num_gen_channels])(x)
-        x = ops.relu(x)  # [batch, 4, 4, 1024]
-        for i in range(self.num_layers):
-            x = ops.deconv2d(x, self.num_gen_channels // 2 ** (i + 1), self.size_kernel, name=f"G_deconv{i}")
-            x = ops.relu(x)  # [batch, 8, 8, 512] ... [batch, 128, 128, 32]
-        n = self.num_layers
-        x = ops.deconv2d(x, self.num_gen_channels // 2 ** (n + 1), self.size_kernel, stride=1, name=f"G_deconv{n}")
-        x = layers.ReLU()(x)  # [batch, 128, 128, 16]
-        x = ops.deconv2d(x, self.num_input_channels, self.size_kernel, stride=1, name=f"G_deconv{n + 1}")
+        x = layers.ReLU()(x)  # [batch, 4, 4, 1024]
+        for i, stride in enumerate([2] * self.num_layers + [1]):
+            channels = self.num_gen_channels // 2 ** (i + 1)
+            # [batch, 8, 8, 512] ... [batch, 128, 128, 32], [batch, 128, 128, 16]
+            x = ops.deconv2d(x, channels, self.size_kernel, stride, activation="relu", name=f"G_deconv{i}")
+        x = ops.deconv2d(x, self.num_input_channels, self.size_kernel, 1, name=f"G_deconv{i + 1}")
         return keras.Model([z, ages, genders], ops.float32_output(x, "tanh"), name="G")  # [batch, 128, 128, 3]
 
     def _discriminator_z(self) -> keras.Model:

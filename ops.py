@@ -69,13 +69,16 @@ def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, n
     )(x)
 
 
-def deconv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "deconv2d"):
+def deconv2d(
+    x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, activation=None, name: str = "deconv2d"
+):
     """Transposed convolution of [batch, h, w, c] to [batch, h * stride, w * stride, num_output_channels]."""
     return Conv2DTranspose(
         num_output_channels,
         size_kernel,
         stride,
         padding="same",
+        activation=activation,
         kernel_initializer=keras.initializers.RandomNormal(stddev=STDDEV),
         name=name,
     )(x)
@@ -85,11 +88,6 @@ def fc(x, num_output_length: int, name: str = "fc"):
     """Fully connected layer, [batch, n] to [batch, num_output_length]."""
     initializer = keras.initializers.RandomNormal(stddev=STDDEV)
     return layers.Dense(num_output_length, kernel_initializer=initializer, name=name)(x)
-
-
-def relu(x):
-    """ReLU of what no convolution or batch norm stands right before: with those, TensorFlow computes Keras' as one."""
-    return FastReLU()(x)
 
 
 def lrelu(x, leak: float = 0.2):
@@ -123,28 +121,23 @@ class Conv2D(layers.Conv2D):
 
 
 class Conv2DTranspose(layers.Conv2DTranspose):
-    """Keras' transposed convolution, but on a CPU small maps are convolved as matrix products."""
+    """Keras' transposed convolution, but on a CPU small maps are matrix products, and bias and ReLU one operation."""
 
     def call(self, inputs):
         kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
+        _, height, width, _ = inputs.shape
         if self.strides[0] == 1 and self.kernel_size[0] % 2:
             # a convolution too, by the kernel turned about: TensorFlow takes bias and ReLU into that
             turned = tf.reverse(tf.transpose(kernel, [0, 1, 3, 2]), [0, 1])
-            return tf.nn.bias_add(tf.nn.conv2d(inputs, turned, 1, "SAME"), bias)
-        _, height, width, _ = inputs.shape
+            return self.activation(tf.nn.bias_add(tf.nn.conv2d(inputs, turned, 1, "SAME"), bias))
         if height == width and self.strides[0] == 2 and _is_small(height):
-            return _add_bias(_deconvolve(inputs, kernel), bias)
-        shape = [tf.shape(inputs)[0], self.strides[0] * height, self.strides[0] * width, self.filters]
-        return _add_bias(tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides), bias)
-
-
-class FastReLU(layers.ReLU):
-    """Keras' ReLU, but for bfloat16 on a CPU as that of its bits read as int16: the sign is where it is in both."""
-
-    def call(self, inputs):
-        if inputs.dtype != tf.bfloat16 or tf.config.list_logical_devices("GPU"):
-            return super().call(inputs)
-        return _relu_of_bits(inputs)
+            maps = _deconvolve(inputs, kernel)
+        else:
+            shape = [tf.shape(inputs)[0], self.strides[0] * height, self.strides[0] * width, self.filters]
+            maps = tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides)
+        if self.activation is keras.activations.relu and _on_cpu():
+            return _add_bias_relu(maps, bias)
+        return self.activation(tf.nn.bias_add(maps, bias))
 
 
 class BatchNormalization(layers.BatchNormalization):
@@ -163,33 +156,35 @@ class BatchNormalization(layers.BatchNormalization):
 
 
 @tf.custom_gradient
-def _relu_of_bits(maps):
-    outputs = tf.bitcast(tf.nn.relu(tf.bitcast(maps, tf.int16)), tf.bfloat16)
+def _add_bias_relu(maps, bias):
+    # as a batch norm that changes nothing else: TensorFlow has no other one pass for both outside of a convolution
+    ones = tf.ones_like(bias, tf.float32)
+    biased, *_ = tf.compat.v1.nn.fused_batch_norm(
+        maps, ones, tf.cast(bias, tf.float32), mean=0 * ones, variance=ones / 2, epsilon=0.5, is_training=False
+    )
+    outputs = tf.nn.relu(biased)
 
     def gradient(upstream):
-        return tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-
-    return outputs, gradient
-
-
-@tf.custom_gradient
-def _add_bias(maps, bias):
-    def gradient(upstream):
+        upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
         # the sum over all pixels, first over rows of them as a matrix product: TensorFlow's own takes thrice as long
         _, _, width, channels = upstream.shape
         rows = tf.reshape(upstream, [-1, width * channels])
         sums = tf.matmul(tf.ones([1, tf.shape(rows)[0]], rows.dtype), rows)
         return upstream, tf.reduce_sum(tf.reshape(sums, [width, channels]), axis=0)
 
-    return maps + bias, gradient
+    return outputs, gradient
 
 
 # Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of
 # few pixels oneDNN leaves most of a CPU idle; gathering what each pixel sees, and one matrix product, does not.
 
 
+def _on_cpu() -> bool:
+    return not tf.config.list_logical_devices("GPU")
+
+
 def _is_small(side: int) -> bool:
-    return side <= SMALL_MAP and not tf.config.list_logical_devices("GPU")
+    return side <= SMALL_MAP and _on_cpu()
 
 
 @tf.custom_gradient

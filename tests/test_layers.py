@@ -49,11 +49,12 @@ def test_a_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
     compare(ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, *shape, 5])
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [2, 4, 8, 16])
-def test_a_transposed_convolution_equals_keras(side, stride):
-    arguments = (6, 5, stride, "same")
-    compare(ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, side, side, 4])
+def test_a_transposed_convolution_equals_keras(side, stride, activation):
+    arguments = {"filters": 6, "kernel_size": 5, "strides": stride, "padding": "same", "activation": activation}
+    compare(ops.Conv2DTranspose(**arguments), layers.Conv2DTranspose(**arguments), [3, side, side, 4])
 
 
 @pytest.mark.parametrize("shape", [[6, 4, 4, 3], [6, 5]])
