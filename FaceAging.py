@@ -558,7 +558,7 @@ class FaceAging:
                     optimizer.build(self.variables[name])
 
     def _checkpoint(self) -> tf.train.Checkpoint:
-        networks = {"E": self.E, "G": self.G, "D_z": self.D_z, "D_img": self.D_img}
+        networks = {network.name: ops.named_layers(network) for network in self._networks()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
         checkpoint = tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
         checkpoint.save_counter  # noqa: B018  made when asked for, and `restore` looks for it
@@ -687,7 +687,7 @@ class FaceAging:
                 for variable in network.weights:
                     variable.assign(reader.get_tensor(ops.reference_name(variable)))
         elif networks_only:
-            checkpoint = tf.train.Checkpoint(E=self.E, G=self.G)
+            checkpoint = tf.train.Checkpoint(E=ops.named_layers(self.E), G=ops.named_layers(self.G))
             checkpoint.restore(prefix).assert_existing_objects_matched().expect_partial()
         else:
             self._build_optimizers()

@@ -5,6 +5,7 @@ import contextlib
 import glob
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -271,6 +272,7 @@ def silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its Python has a level of its own
 
 
 def find_pictures(testdir: list[str]) -> list[Path]:

@@ -484,6 +484,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def named_layers(network: keras.Model) -> dict[str, layers.Layer]:
+    """The layers with weights, by name. Keras saves them by place: any new layer would spoil all checkpoints."""
+    return {layer.name: layer for layer in network.layers if layer.weights}
+
+
 def saved_checkpoints(folder: str | Path) -> list[str]:
     """The checkpoints in the folder that were written to their end, latest first: their paths without a suffix.
 

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 import main
-from dataset import FEMALE, MALE, split
+from dataset import FEMALE, MALE, read_config, split
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
@@ -53,7 +53,9 @@ def keep_epoch(model: FaceAging, held_out: list) -> None:
 
 
 def train(argv: list[str]) -> int:
-    flags, given = main.parse_flags([*HALF, *argv])
+    flags, given = main.parse_flags(argv)
+    if not read_config(flags.savedir):  # a run that goes on remembers its own
+        flags, given = main.parse_flags([*HALF, *argv])
     try:
         model, faces = main.prepare(flags, given)
         _, held_out = split(faces, model.seed)

@@ -249,6 +249,12 @@ def test_a_checkpoint_of_other_networks_is_refused_not_called_damaged(copy, tmp_
     assert "damaged" not in capsys.readouterr().err
 
 
+def test_a_checkpoint_knows_layers_by_their_names_not_their_places(copy):
+    names = set(tensors(copy))
+    assert any(name.startswith("E/E_conv0/") for name in names)
+    assert not any("_operations" in name for name in names)
+
+
 def test_a_config_cut_short_is_named(copy, capsys):
     cut(copy / "config.json")
     assert main.main([*FLAGS, f"--savedir={copy}"]) == 2
