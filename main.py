@@ -263,7 +263,8 @@ def check_sizes(flags: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level counts."""
+    """Within it, drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level
+    counts. From then on its Python speaks of errors only."""
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -272,7 +273,7 @@ def silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its Python has a level of its own
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def find_pictures(testdir: list[str]) -> list[Path]:

@@ -155,6 +155,10 @@ class BatchNormalization(layers.BatchNormalization):
         return outputs
 
 
+def _on_cpu() -> bool:
+    return not tf.config.list_logical_devices("GPU")
+
+
 @tf.custom_gradient
 def _add_bias_relu(maps, bias):
     # as a batch norm that changes nothing else: TensorFlow has no other one pass for both outside of a convolution
@@ -177,10 +181,6 @@ def _add_bias_relu(maps, bias):
 
 # Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of
 # few pixels oneDNN leaves most of a CPU idle; gathering what each pixel sees, and one matrix product, does not.
-
-
-def _on_cpu() -> bool:
-    return not tf.config.list_logical_devices("GPU")
 
 
 def _is_small(side: int) -> bool:

@@ -54,9 +54,9 @@ def keep_epoch(model: FaceAging, held_out: list) -> None:
 
 def train(argv: list[str]) -> int:
     flags, given = main.parse_flags(argv)
-    if not read_config(flags.savedir):  # a run that goes on remembers its own
-        flags, given = main.parse_flags([*HALF, *argv])
     try:
+        if not read_config(flags.savedir):  # a run that goes on remembers its own
+            flags, given = main.parse_flags([*HALF, *argv])
         model, faces = main.prepare(flags, given)
         _, held_out = split(faces, model.seed)
         model.load_checkpoint()
