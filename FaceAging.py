@@ -84,7 +84,7 @@ MEASURES = {  # of a set of faces, and their units
     "sharpness": "variance of the Laplacian of the reconstructions, relative to that of the faces",
     "label_movement": "mean absolute change of the picture from an age bin to the next, pixels in [-1, 1]",
 }
-GENERATOR_BATCH = 100  # pictures generated at a time when aging: bounds the memory whatever the number of faces
+GENERATOR_BATCH = 50  # pictures generated at a time when aging: bounds the memory whatever the number of faces
 
 
 class FaceAging:
@@ -243,8 +243,8 @@ class FaceAging:
             x = ops.conv2d(x, channels, self.size_kernel, name=f"D_img_conv{i}")
             x = layers.ReLU()(ops.batch_norm(x, name=f"D_img_bn{i}"))
             if i == 0:
-                x = ops.concat_label(x, ages)
-                x = ops.concat_label(x, genders, max(1, self.num_categories // 2))  # [batch, 64, 64, 16 + 10 + 10]
+                labels = ops.concat_label(ages, genders, max(1, self.num_categories // 2))
+                x = ops.concat_label(x, labels)  # [batch, 64, 64, 16 + 10 + 10]
         x = layers.Flatten()(x)  # [batch, 8 * 8 * 128]
         x = ops.lrelu(ops.fc(x, D_IMG_FC_LENGTH, name="D_img_fc1"))
         logits = ops.fc(x, 1, name="D_img_fc2")

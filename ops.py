@@ -8,6 +8,7 @@ Keras tensor, so that a network reads one line per layer.
 import contextlib
 import functools
 import itertools
+import math
 import os
 import platform
 import re
@@ -52,7 +53,7 @@ STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # of the file `
 PACKED = "weights.npz"  # the file of a model that ships
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2 checkpoints have and TensorFlow 1 ones lack
 # Pixels a side of the map: measured in tests/README.md.
-SMALL_MAP = 8  # up to here the gradient of the kernel is a matrix product
+SMALL_MAP = 8  # up to here the gradient of the kernel is a matrix product, the batch a dimension of the transpose
 SMALLEST_MAP = 4  # up to here all of a convolution is
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # of weights in the reference program's checkpoints, where they differ
 
@@ -121,23 +122,18 @@ class Conv2D(layers.Conv2D):
 
 
 class Conv2DTranspose(layers.Conv2DTranspose):
-    """Keras' transposed convolution, but on a CPU small maps are matrix products, and bias and ReLU one operation."""
+    """Keras' transposed convolution, but on a CPU small maps are matrix products, and bias and ReLU one pass."""
 
     def call(self, inputs):
         kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
         _, height, width, _ = inputs.shape
-        if self.strides[0] == 1 and self.kernel_size[0] % 2:
-            # a convolution too, by the kernel turned about: TensorFlow takes bias and ReLU into that
-            turned = tf.reverse(tf.transpose(kernel, [0, 1, 3, 2]), [0, 1])
-            return self.activation(tf.nn.bias_add(tf.nn.conv2d(inputs, turned, 1, "SAME"), bias))
         if height == width and self.strides[0] == 2 and _is_small(height):
             maps = _deconvolve(inputs, kernel)
         else:
             shape = [tf.shape(inputs)[0], self.strides[0] * height, self.strides[0] * width, self.filters]
             maps = tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides)
-        if self.activation is keras.activations.relu and _on_cpu():
-            return _add_bias_relu(maps, bias)
-        return self.activation(tf.nn.bias_add(maps, bias))
+        add_bias = _add_bias if _on_cpu() else tf.nn.bias_add
+        return self.activation(add_bias(maps, bias))
 
 
 class BatchNormalization(layers.BatchNormalization):
@@ -160,23 +156,25 @@ def _on_cpu() -> bool:
 
 
 @tf.custom_gradient
-def _add_bias_relu(maps, bias):
-    # as a batch norm that changes nothing else: TensorFlow has no other one pass for both outside of a convolution
-    ones = tf.ones_like(bias, tf.float32)
-    biased, *_ = tf.compat.v1.nn.fused_batch_norm(
-        maps, ones, tf.cast(bias, tf.float32), mean=0 * ones, variance=ones / 2, epsilon=0.5, is_training=False
-    )
-    outputs = tf.nn.relu(biased)
+def _add_bias(maps, bias):
+    _, _, width, channels = maps.shape
+    if channels % 16:
+        biased = tf.nn.bias_add(maps, bias)
+    else:
+        # as a batch norm that changes nothing else: TensorFlow takes a ReLU into that, and fast for so many channels
+        ones = tf.ones_like(bias, tf.float32)
+        biased, *_ = tf.compat.v1.nn.fused_batch_norm(
+            maps, ones, tf.cast(bias, tf.float32), mean=0 * ones, variance=ones / 2, epsilon=0.5, is_training=False
+        )
 
     def gradient(upstream):
-        upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-        # the sum over all pixels, first over rows of them as a matrix product: TensorFlow's own takes thrice as long
-        _, _, width, channels = upstream.shape
-        rows = tf.reshape(upstream, [-1, width * channels])
+        # the sum over pixels, first over every eighth as a matrix product: TensorFlow's own takes thrice as long
+        pixels = math.gcd(width, 8)
+        rows = tf.reshape(upstream, [-1, pixels * channels])
         sums = tf.matmul(tf.ones([1, tf.shape(rows)[0]], rows.dtype), rows)
-        return upstream, tf.reduce_sum(tf.reshape(sums, [width, channels]), axis=0)
+        return upstream, tf.reduce_sum(tf.reshape(sums, [pixels, channels]), axis=0)
 
-    return outputs, gradient
+    return biased, gradient
 
 
 # Convolutions of stride 2 between pictures [N, 2m, 2m, C] and maps [N, m, m, D] by a kernel [k, k, C, D]. On maps of
@@ -190,7 +188,10 @@ def _is_small(side: int) -> bool:
 @tf.custom_gradient
 def _convolve(images, kernel):
     def gradient(upstream):
-        return _spread(upstream, kernel), _correlate(images, upstream, kernel.shape)
+        # or else windows are gathered from the images, and kept, as early as the forward pass
+        with tf.control_dependencies([upstream]):
+            late = tf.identity(images)
+        return _spread(upstream, kernel), _correlate(late, upstream, kernel.shape)
 
     return _collect(images, kernel), gradient
 
@@ -209,7 +210,9 @@ def _collect(images, kernel):
     side = images.shape[1] // 2
     if side > SMALLEST_MAP:
         return tf.nn.conv2d(images, kernel, 2, "SAME")
-    product = tf.matmul(_take(images, _windows(side, k)), tf.reshape(kernel, [-1, d]))
+    windows, weights = _take(images, _windows(side, k)), tf.reshape(kernel, [-1, d])
+    # transposed, and so the product: oneDNN takes four thirds of the time for windows @ weights
+    product = tf.transpose(tf.matmul(weights, windows, transpose_a=True, transpose_b=True))
     return tf.reshape(product, [-1, side, side, d])
 
 
@@ -218,7 +221,11 @@ def _spread(maps, kernel):
     k, _, c, d = kernel.shape
     side = maps.shape[1]
     if side > SMALLEST_MAP:
-        return tf.nn.conv2d_transpose(maps, kernel, [tf.shape(maps)[0], 2 * side, 2 * side, c], 2)
+        # in three dimensions, the batch as the last: oneDNN is fast along a long one, and a small map's are short
+        maps = tf.transpose(maps, [1, 2, 0, 3])[tf.newaxis]
+        shape = [1, 2 * side, 2 * side, tf.shape(maps)[3], c]
+        images = tf.nn.conv3d_transpose(maps, kernel[:, :, tf.newaxis], shape, [2, 2, 1])
+        return tf.transpose(images[0], [2, 0, 1, 3])
     windows = tf.matmul(tf.reshape(maps, [-1, d]), tf.reshape(kernel, [-1, d]), transpose_b=True)
     shares = _shares(side, k)
     terms = _take(tf.reshape(windows, [-1, side**2, k**2, c]), shares)
@@ -227,9 +234,7 @@ def _spread(maps, kernel):
 
 def _correlate(images, maps, shape):
     """The gradient of a kernel of this shape: each of its places correlates the map with the picture shifted so."""
-    # both at hand before anything is gathered: else that is done, and kept, as early as the forward pass
-    with tf.control_dependencies([images, maps]):
-        windows = _take(tf.identity(images), _windows(maps.shape[1], shape[0]))
+    windows = _take(images, _windows(maps.shape[1], shape[0]))
     return tf.reshape(tf.matmul(windows, tf.reshape(maps, [-1, shape[3]]), transpose_a=True), shape)
 
 
@@ -402,19 +407,22 @@ def save_batch_images(images, path: str | Path, columns: int = 10) -> np.ndarray
     return picture
 
 
+@tf.custom_gradient
 def total_variation(images):
     """Mean over the batch of half the squared differences between neighbours, per row and per column of pixels."""
-    _, height, width, channels = images.shape
+    batch, (height, width) = tf.cast(tf.shape(images)[0], images.dtype), images.shape[1:3]
+    rows = images[:, 1:] - images[:, :-1]
+    columns = images[:, :, 1:] - images[:, :, :-1]
 
-    def squared_differences(axis: int):
-        size = [-1, height, width, channels]
-        size[axis] -= 1
-        # tf.slice, not images[1:]: its gradient is a tenth of the work on a CPU
-        before, after = (tf.slice(images, np.eye(4, dtype=int)[axis] * start, size) for start in (0, 1))
-        return tf.reduce_sum(tf.square(after - before))
+    def gradient(upstream):
+        # written out: TensorFlow's own keeps five maps as large as the images until the discriminator is through
+        by_rows = tf.pad(rows, [[0, 0], [1, 0], [0, 0], [0, 0]]) - tf.pad(rows, [[0, 0], [0, 1], [0, 0], [0, 0]])
+        by_columns = tf.pad(columns, [[0, 0], [0, 0], [1, 0], [0, 0]]) - tf.pad(
+            columns, [[0, 0], [0, 0], [0, 1], [0, 0]]
+        )
+        return upstream / batch * (by_rows / height + by_columns / width)
 
-    total = squared_differences(1) / 2 / height + squared_differences(2) / 2 / width
-    return total / tf.cast(tf.shape(images)[0], images.dtype)
+    return (tf.nn.l2_loss(rows) / height + tf.nn.l2_loss(columns) / width) / batch, gradient  # l2_loss halves
 
 
 class StopRequest:
