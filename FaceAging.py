@@ -33,22 +33,14 @@ from keras import layers
 from PIL import Image
 from tqdm import tqdm
 
-import dataset
 import ops
-import pictures
-from align import align_faces, looks_aligned, opencv
-from dataset import (
-    AGE_BOUNDS,
-    FEMALE,
-    MALE,
-    SHIPPED_MODEL,
-    UNKNOWN,
-    AgeBins,
-    Face,
-    InputError,
-    gender_labels,
-    read_config,
-)
+from support import batches, checkpoints, dataset, devices, evaluation, fast_ops, files, pictures, run
+from support.align import align_faces, looks_aligned, opencv
+from support.dataset import Face
+from support.errors import InputError, printable, reason
+from support.files import SHIPPED_MODEL, read_config, write_whole
+from support.images import BadPicture, fit_image, read_image, save_image, to_image
+from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, UNKNOWN, AgeBins, gender_labels
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -67,7 +59,6 @@ ARCHITECTURE = (  # what a checkpoint and the networks it is loaded into must sh
     "num_categories",
     "num_gen_channels",
 )
-GENDER_NAMES = {MALE: "male", FEMALE: "female"}
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # of a frame
 FILM_SIDE = 64  # pixels of the face at least
@@ -154,7 +145,8 @@ class FaceAging:
         self._check_sizes()
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync  # devices, each with its equal part of a batch
-        self.worker, self.num_workers = ops.worker(self.strategy)
+        everything = devices.Devices(self.strategy)
+        self.worker, self.num_workers = everything.rank, everything.world_size
         self.is_chief = self.worker == 0
 
         keras.utils.set_random_seed(seed)
@@ -252,7 +244,7 @@ class FaceAging:
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, which the reference program ran with
-        optimizer = ops.Adam(beta_1=0.5, epsilon=1e-8)
+        optimizer = fast_ops.Adam(beta_1=0.5, epsilon=1e-8)
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
@@ -294,7 +286,7 @@ class FaceAging:
             "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
             "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
             "D_img_loss_G": cross_entropy(out["D_G_logits"], 0.0),
-            "tv_loss": ops.total_variation(out["G"]),
+            "tv_loss": fast_ops.total_variation(out["G"]),
         }
 
     @tf.function
@@ -308,19 +300,19 @@ class FaceAging:
         batch = images, ages, genders, z_prior
         if self.replicas == 1:
             return self._update(*batch, loss_weights)
-        devices = self.replicas // self.num_workers
-        batch = [tf.reshape(x, [devices, -1, *x.shape[1:]]) for x in batch]
+        local = self.replicas // self.num_workers
+        batch = [tf.reshape(x, [local, -1, *x.shape[1:]]) for x in batch]
 
         def update():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return self._update(*(x[replica % devices] for x in batch), loss_weights)
+            return self._update(*(x[replica % local] for x in batch), loss_weights)
 
         losses, out = self.strategy.run(update)
         losses = {name: self.strategy.reduce("MEAN", loss, axis=None) for name, loss in losses.items()}
         return losses, {name: tf.concat(self.strategy.experimental_local_results(x), 0) for name, x in out.items()}
 
     def _update(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
-        images = ops.to_network_range(images)
+        images = ops.normalize(images)
         with tf.GradientTape(persistent=True) as tape:
             out = self.forward(images, ages, genders, z_prior)
             losses = self._losses(images, out)
@@ -364,7 +356,7 @@ class FaceAging:
         signal's number is given. Raises InputError where training cannot begin or go on, FloatingPointError for a loss
         that is not finite.
         """
-        training, held_out = dataset.split(faces, self.seed)
+        training, held_out = batches.split(faces, self.seed)
         num_batches = self._count_batches(len(training))
         if not tf.config.list_physical_devices("GPU"):  # a step gives the same bits again, at no cost to speak of
             tf.config.experimental.enable_op_determinism()
@@ -372,11 +364,11 @@ class FaceAging:
         self._check_beginning(use_trained_model, len(faces))
         with contextlib.ExitStack() as stack:
             if self.is_chief:
-                stack.enter_context(ops.locked(self.save_dir))
-                pictures.remove_partial(self.save_dir, "samples", "test", "checkpoint")
-                ops.remove_leftovers(self.save_dir / "checkpoint")
+                stack.enter_context(files.locked(self.save_dir))
+                files.remove_partial(self.save_dir, "samples", "test", "checkpoint")
+                checkpoints.remove_leftovers(self.save_dir / "checkpoint")
             if self.num_workers > 1:
-                stack.enter_context(ops.lost_workers_named())
+                stack.enter_context(devices.lost_workers_named())
             self._begin(num_epochs, use_trained_model, use_init_model)
             self._check_workers_agree(training, num_epochs, learning_rate, decay_rate, loss_weights, balance)
             if not self.is_chief:  # it does all that the chief does, but what it writes is thrown away
@@ -386,9 +378,9 @@ class FaceAging:
             load_image = functools.cache(self._load_image) if cache else self._load_image
             bad, named = {}, 0
             self._write_config(notes)
-            pictures.save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
-            record = stack.enter_context(pictures.Record(self.save_dir, int(self.step)))
-            stop = stack.enter_context(ops.StopRequest())
+            save_image(self.save_dir / "test/input.png", pictures.grid(shown[0][:FACES_PER_SHEET]))
+            record = stack.enter_context(run.Record(self.save_dir, int(self.step)))
+            stop = stack.enter_context(run.StopRequest())
             saved_at = time.monotonic()
 
             def save():
@@ -410,7 +402,7 @@ class FaceAging:
                 for optimizer in self.optimizers.values():
                     optimizer.learning_rate.assign(rate)
                 weights = tf.constant(loss_weights if epoch > 0 else (0, 0, 0), tf.float32)
-                batches = dataset.epoch_batches(
+                drawn = batches.epoch_batches(
                     training,
                     self.bins,
                     epoch=epoch,
@@ -425,7 +417,7 @@ class FaceAging:
                     shard=(self.worker, self.num_workers),
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
-                bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
+                bar = tqdm(drawn, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
                 try:
                     for batch in bar:
                         losses, out = self.train_step(*batch, weights)
@@ -508,7 +500,7 @@ class FaceAging:
             try:
                 images.append(self._load_image(face.path))
                 labelled.append(face)
-            except dataset.BadPicture as error:
+            except BadPicture as error:
                 print(f"Left out: {error}")
         if not images:
             raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
@@ -526,7 +518,7 @@ class FaceAging:
             "samples": ops.save_batch_images(samples, folder / f"samples/{name}.png"),
             "test": ops.save_batch_images(np.concatenate(aged), folder / f"test/{name}.png", columns=aged.shape[1]),
         }
-        return sheets, float(np.abs(ops.to_network_range(images) - samples).mean())
+        return sheets, float(np.abs(ops.normalize(images) - samples).mean())
 
     def _animate_training(self) -> None:
         """Write demo_train.gif: the test sheets epoch by epoch, under the faces themselves."""
@@ -558,7 +550,7 @@ class FaceAging:
                     optimizer.build(self.variables[name])
 
     def _checkpoint(self) -> tf.train.Checkpoint:
-        networks = {network.name: ops.named_layers(network) for network in self._networks()}
+        networks = {network.name: checkpoints.named_layers(network) for network in self._networks()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
         checkpoint = tf.train.Checkpoint(**networks, **optimizers, epoch=self.epoch, batch=self.batch, step=self.step)
         checkpoint.save_counter  # noqa: B018  made when asked for, and `restore` looks for it
@@ -567,7 +559,7 @@ class FaceAging:
     def _check_beginning(self, use_trained_model: bool, num_faces: int) -> None:
         """Raise InputError where training would spoil what save_dir holds; nothing has been written yet."""
         config = read_config(self.save_dir)
-        found = ops.saved_checkpoints(self.save_dir / "checkpoint")
+        found = checkpoints.saved_checkpoints(self.save_dir / "checkpoint")
         if found and not use_trained_model:
             raise InputError(
                 f"{self.save_dir} holds a trained model, which --use_trained_model False would overwrite: "
@@ -607,7 +599,7 @@ class FaceAging:
         variables = [v for part in (*self._networks(), *self.optimizers.values()) for v in part.variables]
         size = sum(math.prod(v.shape) * 4 for v in variables)  # bytes
         # two are kept while a third is written
-        needed = (3 - len(ops.saved_checkpoints(self.save_dir / "checkpoint"))) * size
+        needed = (3 - len(checkpoints.saved_checkpoints(self.save_dir / "checkpoint"))) * size
         free = shutil.disk_usage(self.save_dir).free
         if free < needed:
             raise InputError(
@@ -629,13 +621,13 @@ class FaceAging:
         self._write_config({})
         folder = self.save_dir / "checkpoint"
         prefix = str(folder / f"model-{step}")
-        before = [path for path in ops.saved_checkpoints(folder) if path not in {prefix, *self.damaged}]
+        before = [path for path in checkpoints.saved_checkpoints(folder) if path not in {prefix, *self.damaged}]
         try:
             self._checkpoint().write(prefix)
-            ops.keep_checkpoints(folder, [*before[:1], prefix])
+            checkpoints.keep_checkpoints(folder, [*before[:1], prefix])
         except (tf.errors.OpError, OSError) as error:
             raise InputError(
-                f"no checkpoint could be written to {folder} at step {step}: {ops.reason(error)}; "
+                f"no checkpoint could be written to {folder} at step {step}: {reason(error)}; "
                 "the one before is whole: make room and run the same command again"
             ) from error
         self.damaged.discard(prefix)
@@ -652,17 +644,17 @@ class FaceAging:
         folder = Path(path or self.save_dir)
         self._check_architecture(folder)
         folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
-        found = ops.saved_checkpoints(folder)
+        found = checkpoints.saved_checkpoints(folder)
         for prefix in found:
             try:
                 self._restore(prefix, networks_only)
             except InputError:
                 raise
             except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-                raise InputError(f"{prefix} is of another run than config.json: {ops.reason(error)}") from error
-            except ops.DAMAGE as error:
+                raise InputError(f"{prefix} is of another run than config.json: {reason(error)}") from error
+            except checkpoints.DAMAGE as error:
                 self.damaged.add(prefix)
-                print(f"{prefix} is damaged: {ops.reason(error)}", file=sys.stderr, flush=True)
+                print(f"{prefix} is damaged: {reason(error)}", file=sys.stderr, flush=True)
             else:
                 return True
         if found:
@@ -670,7 +662,7 @@ class FaceAging:
         return False
 
     def _check_architecture(self, folder: Path) -> None:
-        saved = (read_config(folder) or read_reference_config(folder)).get("model", {})
+        saved = (read_config(folder) or checkpoints.read_reference_config(folder)).get("model", {})
         for name in ARCHITECTURE:
             if name in saved and saved[name] != self.config[name]:
                 raise InputError(
@@ -679,15 +671,15 @@ class FaceAging:
                 )
 
     def _restore(self, prefix: str, networks_only: bool) -> None:
-        if prefix.endswith(ops.PACKED):
-            ops.unpack_weights(prefix, [self.E, self.G])
-        elif ops.is_reference(prefix):
+        if prefix.endswith(checkpoints.PACKED):
+            checkpoints.unpack_weights(prefix, [self.E, self.G])
+        elif checkpoints.is_reference(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for network in self._networks():
                 for variable in network.weights:
-                    variable.assign(reader.get_tensor(ops.reference_name(variable)))
+                    variable.assign(reader.get_tensor(checkpoints.reference_name(variable)))
         elif networks_only:
-            checkpoint = tf.train.Checkpoint(E=ops.named_layers(self.E), G=ops.named_layers(self.G))
+            checkpoint = tf.train.Checkpoint(E=checkpoints.named_layers(self.E), G=checkpoints.named_layers(self.G))
             checkpoint.restore(prefix).assert_existing_objects_matched().expect_partial()
         else:
             self._build_optimizers()
@@ -701,7 +693,7 @@ class FaceAging:
         Raises InputError where there is no checkpoint.
         """
         path = Path(path or SHIPPED_MODEL)
-        config = read_config(path) or read_reference_config(path)
+        config = read_config(path) or checkpoints.read_reference_config(path)
         if not config:
             raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=path)
@@ -714,7 +706,7 @@ class FaceAging:
         if not read_config(self.save_dir):
             versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
             config = {"model": self.config, "training": notes, "versions": versions}
-            with pictures.write_whole(self.save_dir / "config.json") as path:
+            with write_whole(self.save_dir / "config.json") as path:
                 path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     # Measuring.
@@ -730,7 +722,7 @@ class FaceAging:
         for i in tqdm(range(0, len(faces), GENERATOR_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
             images, ages, genders = self._load_faces(faces[i : i + GENERATOR_BATCH])
             z = self._encode(images)
-            x, made = ops.to_network_range(images).numpy(), self._generate(z, ages, genders)
+            x, made = ops.normalize(images).numpy(), self._generate(z, ages, genders)
             aged = (
                 self._generate(z, np.repeat(label[np.newaxis], len(z), axis=0), genders)
                 for label in self.bins.interpolated(self.bins.centres)
@@ -743,8 +735,8 @@ class FaceAging:
                     "z": z,
                     "L1": np.abs(x - made).mean(axis=(1, 2, 3)),
                     "PSNR": 10 * np.log10(2**2 / np.maximum(error, 1e-10)),
-                    "SSIM": [pictures.ssim(a / 2 + 0.5, b / 2 + 0.5) for a, b in zip(x, made, strict=True)],
-                    "sharp": [[pictures.sharpness(a), pictures.sharpness(b)] for a, b in zip(x, made, strict=True)],
+                    "SSIM": [evaluation.ssim(a / 2 + 0.5, b / 2 + 0.5) for a, b in zip(x, made, strict=True)],
+                    "sharp": [[evaluation.sharpness(a), evaluation.sharpness(b)] for a, b in zip(x, made, strict=True)],
                     "moved": np.stack(
                         [np.abs(b - a).mean(axis=(1, 2, 3)) for a, b in itertools.pairwise(aged)], axis=1
                     ),
@@ -794,7 +786,7 @@ class FaceAging:
         if images.dtype != np.uint8 or images.ndim != 4:
             raise InputError(f"pictures are uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
         if images.shape[1:] != (self.size_image, self.size_image, self.num_input_channels):
-            images = np.stack([self._fit(pictures.to_image(image)) for image in images])
+            images = np.stack([self._fit(to_image(image)) for image in images])
         return self._encode(images)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
@@ -805,14 +797,14 @@ class FaceAging:
         (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
         z = np.broadcast_to(np.asarray(z, np.float32), (count, self.num_z_channels))
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
-        return ops.to_pixels(self._generate(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
+        return ops.denormalize(self._generate(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 
     def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """The faces of uint8 pictures [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]; see `generate`."""
         return self.generate(self.encode(images), ages, genders)
 
     def _fit(self, image: Image.Image) -> np.ndarray:
-        return ops.fit_image(image, self.size_image, self.num_input_channels)
+        return fit_image(image, self.size_image, self.num_input_channels)
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
         return in_batches(self._encode_batch, images)
@@ -823,7 +815,7 @@ class FaceAging:
 
     @tf.function(reduce_retracing=True)
     def _encode_batch(self, images):
-        return self.E(ops.to_network_range(images), training=False)
+        return self.E(ops.normalize(images), training=False)
 
     @tf.function(reduce_retracing=True)
     def _generate_batch(self, z, ages, genders):
@@ -867,7 +859,7 @@ class FaceAging:
                     self._draw_sheet(folder / f"test_as_{GENDER_NAMES[gender]}{suffix}.png", row, z, gender)
             count += len(row)
         if not count:
-            where = dataset.shown(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
+            where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
             raise InputError(f"no face to age in {where}")
         return count
 
@@ -881,19 +873,19 @@ class FaceAging:
         names, doubtful = set(), []
         for path in tqdm(paths, "Aging", unit="picture", disable=None):
             try:
-                image = ops.read_image(path)
-            except dataset.BadPicture as error:
+                image = read_image(path)
+            except BadPicture as error:
                 tqdm.write(f"Left out: {error}")
                 continue
             faces = [Image.fromarray(face) for face in align_faces(np.asarray(image))] if align else [image]
             if not faces:
-                tqdm.write(f"Left out: {dataset.shown(str(path))}: no face found")
+                tqdm.write(f"Left out: {printable(str(path))}: no face found")
             _, *label = dataset.parse_name(Path(path).name) or (None, UNKNOWN)
             for face in faces:
                 name = unused(Path(path).stem, names)
                 fitted = self._fit(face)
                 if not align and not looks_aligned(fitted):
-                    doubtful.append(dataset.shown(str(path)))
+                    doubtful.append(printable(str(path)))
                 yield Portrait(name, fitted, () if UNKNOWN in label else tuple(label))
         if doubtful:
             print(
@@ -910,18 +902,18 @@ class FaceAging:
             # what the network keeps of a person: the reconstruction at the label that the file's name says
             ages, genders = zip(*(row[i].label for i in labelled), strict=True)
             kept = np.full_like(images, 255)
-            kept[labelled] = ops.to_pixels(
+            kept[labelled] = ops.denormalize(
                 self._generate(z[labelled], self.bins.one_hot(ages), gender_labels(genders))
             ).numpy()
             rows.append(kept)
             labels.append("as labelled")
-        aged = ops.to_pixels(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
+        aged = ops.denormalize(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
         title = f"as {GENDER_NAMES[gender]}"
-        pictures.save_image(path, pictures.sheet(np.stack([*rows, *aged]), [*labels, *self.bins.names], title=title))
+        save_image(path, pictures.sheet(np.stack([*rows, *aged]), [*labels, *self.bins.names], title=title))
 
     def _draw_ages(self, folder: Path, name: str, z: np.ndarray, gender: int, ages: Sequence[float]) -> None:
         for age, image in zip(ages, self.generate(z, ages, gender), strict=True):
-            pictures.save_image(folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+            save_image(folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
 
     def _draw_film(self, path: Path, z: np.ndarray, gender: int) -> None:
         # so wide that the age fits above
@@ -965,9 +957,9 @@ class FaceAging:
         rows[0, [0, -1]] = images
         for row, age in zip(rows[1:], ages, strict=True):
             labels = np.repeat(self.bins.interpolated([age]), len(way), axis=0)
-            row[:] = ops.to_pixels(self._generate(z, labels, gender)).numpy()
+            row[:] = ops.denormalize(self._generate(z, labels, gender)).numpy()
         path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
-        pictures.save_image(path, pictures.sheet(rows, ["input", *(f"at {age:g}" for age in ages)]))
+        save_image(path, pictures.sheet(rows, ["input", *(f"at {age:g}" for age in ages)]))
         return path
 
 
@@ -994,32 +986,6 @@ def check_finite(values: dict[str, float], step: int) -> None:
                 f"{name} is {value} at step {step}: the last checkpoint is kept; "
                 "lower --learning_rate or --loss_weights, or take --precision float32"
             )
-
-
-def read_reference_config(save_dir: str | Path) -> dict:
-    """The same, read off the shapes of the reference program's checkpoint in save_dir; {} where there is none."""
-    found = ops.saved_checkpoints(Path(save_dir) / "checkpoint")
-    try:
-        if not found or not ops.is_reference(found[0]):
-            return {}
-        shapes = tf.train.load_checkpoint(found[0]).get_variable_to_shape_map()
-        size_kernel, _, num_input_channels, num_encoder_channels = shapes["E_conv0/w"]
-        num_layers = sum(name.startswith("E_conv") and name.endswith("/w") for name in shapes)
-        num_categories = shapes["D_img_conv1/w"][2] - D_IMG_CHANNELS[0]  # and the gender, tiled to the same length
-        model = {
-            "size_image": 2 ** (num_layers + size_kernel // 2),
-            "size_kernel": size_kernel,
-            "num_input_channels": num_input_channels,
-            "num_encoder_channels": num_encoder_channels,
-            "num_z_channels": shapes["E_fc/w"][1],
-            "num_categories": num_categories // 2,
-            "num_gen_channels": shapes["G_deconv0/w"][3],
-        }
-    except KeyError as error:
-        raise InputError(f"{found[0]} is no checkpoint of this program: it has no {error}") from error
-    except ops.DAMAGE as error:
-        raise InputError(f"{found[0]} is damaged: {ops.reason(error)}") from error
-    return {"model": model, "training": {}, "versions": {}}
 
 
 def epoch_name(epoch: int) -> str:

@@ -2,34 +2,21 @@
 
 import argparse
 import contextlib
-import glob
 import io
-import json
 import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from dataset import (
-    AGE_BOUNDS,
-    FEMALE,
-    MALE,
-    OLDEST,
-    SHIPPED_MODEL,
-    AgeBins,
-    Face,
-    InputError,
-    find_dataset,
-    list_faces,
-    picture_names,
-    read_config,
-    shown,
-    split,
-    summary,
-)
+from support.batches import split
+from support.dataset import Face, describe, find_dataset, find_pictures, list_faces
+from support.errors import InputError, printable
+from support.files import SHIPPED_MODEL, read_config, write_json
+from support.labels import AGE_BOUNDS, FEMALE, MALE, OLDEST, AgeBins
 
 LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstruction's 1
     "released": (1e-4, 0.0, 0.0),
@@ -261,10 +248,17 @@ def check_sizes(flags: argparse.Namespace) -> None:
         raise InputError(f"the shipped model has {said}: give {mend}, or leave out --use_init_model")
 
 
+def quiet() -> None:
+    """Have TensorFlow and Pillow not write what reaches us as exceptions too; TF_CPP_MIN_LOG_LEVEL=0 shows all."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", module="PIL")
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Within it, drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level
     counts. From then on its Python speaks of errors only."""
+    quiet()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -276,25 +270,6 @@ def silence() -> Iterator[None]:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-def find_pictures(testdir: list[str]) -> list[Path]:
-    """The pictures that --testdir names: more than one name where a shell has expanded a pattern itself.
-
-    Raises InputError for a name under which there is none.
-    """
-    paths = []
-    for name in testdir:
-        if Path(name).is_dir():
-            found = [Path(name, picture) for picture in picture_names(name)]
-        elif Path(name).is_file():  # what a pattern is made of may stand in a name: me[1].jpg
-            found = [Path(name)]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-        if not found:
-            raise InputError(f"no pictures in {shown(name)}: give --testdir a folder of faces, a picture, or a pattern")
-        paths += found
-    return paths
-
-
 def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
     if flags.testdir and flags.blend:
@@ -303,7 +278,7 @@ def check_aging(flags: argparse.Namespace) -> None:
         raise InputError("--blend draws one picture: leave out --animate")
     for path in flags.blend or ():
         if not path.is_file():
-            raise InputError(f"--blend: {shown(str(path))} is no file")
+            raise InputError(f"--blend: {printable(str(path))} is no file")
     if flags.animate == "mp4":
         try:
             import imageio_ffmpeg
@@ -324,25 +299,19 @@ def prepare(flags: argparse.Namespace, given: set[str]):
             f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
             "on one machine without TF_CONFIG first, and stop it when it trains"
         )
-    demo = Path("data/demo")
-    if flags.dataset == demo.name and not demo.exists():
-        from demo.draw_faces import draw_dataset
-
-        print(f"Drawing faces into {demo} ...", flush=True)
-        draw_dataset(demo)
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
-        from ops import best_precision, strategy, worker
+        from support.devices import Devices, best_precision, choose_strategy
 
-        shared = strategy()
-    if worker(shared)[0]:
+        shared = choose_strategy()
+    if not Devices(shared).is_chief:
         sys.stdout = io.StringIO()  # the chief speaks for all
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         print(f"Precision {flags.precision}: {reason}")
-    print(summary(listing, AgeBins(flags.age_bounds)), flush=True)
+    print(describe(listing, AgeBins(flags.age_bounds)), flush=True)
     model = FaceAging(
         size_image=flags.image_size,
         size_batch=flags.batch_size,
@@ -390,13 +359,13 @@ def load(flags: argparse.Namespace, given: set[str]):
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
-        from ops import saved_checkpoints
+        from support.checkpoints import saved_checkpoints
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
     folder = flags.savedir
     if not saved_checkpoints(folder / "checkpoint") and not saved_checkpoints(folder):
-        print(f"{shown(str(folder))} holds no trained model: taking the one that ships")
+        print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
         folder = SHIPPED_MODEL
     recall(flags, given, read_config(folder))
     model = FaceAging.load(folder)
@@ -409,25 +378,22 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
     if flags.evaluate:
         folder = Path(flags.evaluate)
         if not folder.is_dir():
-            raise InputError(f"--evaluate: {shown(flags.evaluate)} is no folder")
+            raise InputError(f"--evaluate: {printable(flags.evaluate)} is no folder")
         faces = list_faces(folder, flags.unknown_gender).faces
     model = load(flags, given - {"unknown_gender"})  # a run's own holds for the faces of its training
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
         _, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **model.evaluate(faces)}
-    from pictures import write_whole  # brings TensorFlow
-
     path = flags.savedir / "evaluation.json"
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    write_json(path, measured)
     names = list(measured["units"])
     print("".join(f"{name:>15}" for name in ("", *names)))
     for group, row in {"all": measured["overall"], **measured["by_age"], **measured["by_gender"]}.items():
         print("".join(f"{value:>15}" for value in (group, *(row[name] for name in names))))
     for name, unit in measured["units"].items():
         print(f"{name}: {unit}")
-    print(f"Done! Results are saved as {shown(str(path))}")
+    print(f"Done! Results are saved as {printable(str(path))}")
     return 0
 
 
@@ -438,20 +404,20 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         blended = model.blend(*paths, flags.age or (), genders, flags.align)
-        print(f"Done! Results are saved as {shown(str(blended))}")
+        print(f"Done! Results are saved as {printable(str(blended))}")
         return 0
     aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align)
     print(f"{aged:,} face{'s' * (aged > 1)} aged")
     name = paths[0].stem if aged == len(paths) == 1 else "NAME"
     drawn = [f"{name}_AGE_xxx.png"] * bool(flags.age) + [f"{name}_xxx.{flags.animate}"] * bool(flags.animate)
     for name in drawn or ["test_as_xxx.png"]:
-        print(f"Done! Results are saved as {shown(str(model.save_dir / 'test' / name))}")
+        print(f"Done! Results are saved as {printable(str(model.save_dir / 'test' / name))}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     flags, given = parse_flags(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters reaches us as exceptions; 0 shows all
+    quiet()
     try:
         if flags.is_train and given & AGING:
             raise InputError(f"--{min(given & AGING)} is for aging faces: add --is_train False")

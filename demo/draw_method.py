@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import ImageFilter
 
-from dataset import FEMALE, AgeBins
-from demo.draw_faces import draw_face, draw_person
+from support.draw_faces import draw_face, draw_person
+from support.labels import FEMALE, AgeBins
 
 BLUE, ORANGE, GREEN, VIOLET, RED = "#2f6db3", "#d9822b", "#3b8f5a", "#7a57a8", "#b5364a"  # E, G, D_z, D_img, losses
 INK, GREY = "#222222", "#6b6b6b"

@@ -13,8 +13,6 @@ Later steps take the packed model, so that what is shown and measured is what sh
 
 import argparse
 import csv
-import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -23,24 +21,18 @@ import numpy as np
 from PIL import Image
 
 import main
-from dataset import (
-    FEMALE,
-    MALE,
-    SHIPPED_MODEL,
-    InputError,
-    find_dataset,
-    list_faces,
-    parse_name,
-    picture_names,
-    read_config,
-    split,
-)
+from support import pictures
+from support.batches import split
+from support.dataset import find_dataset, list_faces, parse_name, picture_names
+from support.errors import InputError
+from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
+from support.images import save_image
+from support.labels import FEMALE, MALE
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
     import ops
-    import pictures
     from FaceAging import FaceAging
+    from support.checkpoints import PACKED, pack_weights, saved_checkpoints
 
 DEMO = Path(__file__).parent
 FACES = DEMO / "faces"
@@ -62,11 +54,10 @@ def pack(run: Path, bits: int = 8, folder: Path | None = None) -> None:
     folder = folder or SHIPPED_MODEL
     model = FaceAging.load(run)
     config = read_config(run)
-    step = int(ops.saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
+    step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
     config["training"] |= {"steps": step, "epochs": round(float(read_losses(run)[step - 1]["epoch"]), 2)}
-    ops.pack_weights(folder / ops.PACKED, [model.E, model.G], bits)
-    with pictures.write_whole(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    pack_weights(folder / PACKED, [model.E, model.G], bits)
+    write_json(folder / "config.json", config)
 
 
 def write_card(run: Path) -> None:
@@ -110,7 +101,7 @@ def write_card(run: Path) -> None:
     card = SHIPPED_MODEL / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    with pictures.write_whole(card) as path:
+    with write_whole(card) as path:
         path.write_text(before + "\n".join([*lines, "", END]) + after, encoding="utf-8")
 
 
@@ -133,7 +124,7 @@ def make_faces() -> None:
         path.unlink()
     images = model.generate(z, ages[order], genders[order])
     for number, (image, age, gender) in enumerate(zip(images, ages[order], genders[order], strict=True), 1):
-        pictures.save_image(FACES / f"{number:02d}_1{'MF'[gender]}{age:02d}.png", image)
+        save_image(FACES / f"{number:02d}_1{'MF'[gender]}{age:02d}.png", image)
 
 
 def shrunk(picture: np.ndarray, width: int = PICTURE_WIDTH) -> np.ndarray:
@@ -148,13 +139,13 @@ def draw_pictures(run: Path) -> None:
     images = np.stack([ops.load_image(path, model.size_image, model.num_input_channels) for path in paths])
     kept = model.age(images, [age for _, age, _ in faces], [gender for _, _, gender in faces])
     rows = np.stack([images[:10], kept[:10], images[10:20], kept[10:20]])
-    pictures.save_image(DEMO / "sample.png", shrunk(pictures.sheet(rows, ["face", "as kept"] * 2)))
+    save_image(DEMO / "sample.png", shrunk(pictures.sheet(rows, ["face", "as kept"] * 2)))
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_dir = Path(folder)
         model.test(paths[:10])
         sheets = [np.asarray(Image.open(Path(folder, f"test/test_as_{name}.png"))) for name in ("male", "female")]
-    pictures.save_image(DEMO / "test.png", shrunk(np.concatenate(sheets, axis=1)))
+    save_image(DEMO / "test.png", shrunk(np.concatenate(sheets, axis=1)))
 
     losses = read_losses(run)
     epochs, curve = ([float(row[name]) for row in losses] for name in ("epoch", "EG_loss"))

@@ -8,17 +8,19 @@ After each epoch, beside what every run writes:
 """
 
 import csv
-import os
 import sys
 
 import numpy as np
 
 import main
-from dataset import FEMALE, MALE, read_config, split
+from support.batches import split
+from support.errors import InputError
+from support.files import read_config
+from support.images import save_image
+from support.labels import FEMALE, MALE
+from support.pictures import grid
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
-    import pictures
     from FaceAging import FaceAging, epoch_name
 
 HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
@@ -49,7 +51,7 @@ def keep_epoch(model: FaceAging, held_out: list) -> None:
             writer.writeheader()
         writer.writerow(row)
     faces = random_faces(model)
-    pictures.save_image(sheet, pictures.grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))
+    save_image(sheet, grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))
 
 
 def train(argv: list[str]) -> int:
@@ -68,7 +70,7 @@ def train(argv: list[str]) -> int:
             # epoch by epoch, each by going on from the checkpoint of the one before
             if stopped_by := main.train_until(int(model.epoch), model, faces, flags):
                 return 128 + stopped_by
-    except (main.InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError) as error:
         print(f"demo.train: {error}", file=sys.stderr)
         return 2
 

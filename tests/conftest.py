@@ -6,8 +6,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 
-from dataset import list_faces
-from demo.draw_faces import draw_dataset
+from support.dataset import list_faces
+from support.draw_faces import draw_dataset
 
 TINY = {"size_image": 32, "num_encoder_channels": 4, "num_gen_channels": 32, "size_batch": 10}
 TINY_FLAGS = ["--image_size=32", "--num_encoder_channels=4", "--num_gen_channels=32", "--batch_size=10"]

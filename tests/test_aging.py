@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-import align
 import main
-from dataset import FEMALE, MALE, AgeBins, InputError, gender_labels
 from FaceAging import FILM_SIDE, FaceAging
-from ops import load_image, to_pixels
+from ops import denormalize, load_image
+from support import align
+from support.errors import InputError
+from support.labels import FEMALE, MALE, AgeBins, gender_labels
 from tests.conftest import TINY
 from tests.test_align import photo
 
@@ -65,7 +66,7 @@ def test_any_number_of_faces_is_aged_ten_a_sheet(fresh, faces, tmp_path, count, 
             assert np.array_equal(shown[0], row)  # the faces themselves on top
             labelled = faces[10 * number : 10 * number + width]  # then what is kept of them at their own age and gender
             ages, genders = fresh.bins.one_hot([f.age for f in labelled]), gender_labels([f.gender for f in labelled])
-            kept = to_pixels(fresh._generate(fresh.encode(row), ages, genders)).numpy()
+            kept = denormalize(fresh._generate(fresh.encode(row), ages, genders)).numpy()
             assert np.abs(shown[1].astype(int) - kept).max() <= 1
             for age, pictures in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
                 assert np.abs(pictures.astype(int) - fresh.age(row, [age], [gender])).max() <= 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import align
-from dataset import InputError
+from support import align
+from support.errors import InputError
 
 SIDE = 160
 BACKGROUND = (90, 120, 150)
@@ -105,9 +105,10 @@ def test_an_opencv_without_cascades_is_told_from_a_missing_one(monkeypatch):
 
 def test_looking_for_alignment_needs_no_opencv():
     program = (
-        "import sys; sys.modules['cv2'] = None; import align, numpy; align.looks_aligned(numpy.eye(64, dtype='u1'))"
+        "import sys; sys.modules['cv2'] = None; import numpy; from support import align; "
+        "align.looks_aligned(numpy.eye(64, dtype='u1'))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(align.__file__).parent)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(align.__file__).parents[1])
 
 
 def test_an_aligned_face_looks_aligned_in_colour_and_in_grey():

@@ -12,27 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dataset
-from dataset import (
-    AGE_BOUNDS,
-    FEMALE,
-    MALE,
-    UNKNOWN,
-    AgeBins,
-    Face,
-    InputError,
-    epoch_batches,
-    epoch_order,
-    find_dataset,
-    gender_labels,
-    list_faces,
-    parse_name,
-    split,
-    summary,
-)
+import main
 from ops import load_image
+from support import dataset
+from support.batches import epoch_batches, epoch_order, split
+from support.dataset import Face, describe, find_dataset, list_faces, parse_name
+from support.errors import InputError
+from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
 
-ROOT = Path(dataset.__file__).parent
+ROOT = Path(main.__file__).parent
 SMALL = {"num_z_channels": 5, "load_image": partial(load_image, size_image=8, channels=3)}
 
 
@@ -260,7 +248,7 @@ def test_bad_pictures_are_skipped_by_name_up_to_one_in_ten_and_refused_beyond(tm
 def test_the_summary_counts_faces_by_bin_gender_convention_and_reason(tmp_path):
     for name in ["25_1_3_20170116174525125.jpg", "28_1_3_20170116174525125.jpg", "009055_1M54.JPG", "x.jpg", "y.jpg"]:
         draw(tmp_path / name)
-    lines = summary(list_faces(tmp_path), AgeBins((20, 40))).splitlines()
+    lines = describe(list_faces(tmp_path), AgeBins((20, 40))).splitlines()
     assert lines[:2] == ["MORPH names: 1 faces", "UTKFace names: 2 faces"]
     assert [line.split() for line in lines[2:7]] == [
         ["age", "male", "female", "unknown", "all"],
@@ -499,6 +487,11 @@ def test_more_than_one_in_ten_bad_ends_the_epoch_with_their_names(tmp_path):
 def test_a_process_that_fails_in_the_middle_of_an_epoch_ends(tmp_path):
     draw_faces(tmp_path, 40)
     code = f"""
+from support import dataset
+from support.batches import epoch_batches, epoch_order, split
+from support.dataset import Face, describe, find_dataset, list_faces, parse_name
+from support.errors import InputError
+from support.labels import AGE_BOUNDS, AgeBins, FEMALE, MALE, UNKNOWN, gender_labels
 from tests.test_dataset import epoch_batches, list_faces, AgeBins, SMALL
 def train():
     settings = SMALL | dict(epoch=1, first_batch=0, first_step=0, batch_size=4, seed=7, bad={{}})
@@ -510,5 +503,6 @@ train()"""
 
 
 def test_importing_does_not_import_tensorflow():
-    code = "import sys, dataset; sys.exit('tensorflow' in sys.modules)"
+    rooms = "align, batches, dataset, draw_faces, errors, files, images, labels, pictures"
+    code = f"import sys; from support import {rooms}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -17,9 +17,10 @@ import pytest
 import tensorflow as tf
 
 import main
-import ops
-from dataset import InputError, epoch_batches, split
 from FaceAging import FaceAging
+from support.batches import epoch_batches, split
+from support.devices import choose_strategy
+from support.errors import InputError
 from tests.conftest import TINY
 
 README = Path(main.__file__).parent / "README.md"
@@ -174,7 +175,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_number_to_pas
 def test_a_wrong_tf_config_is_refused_with_a_right_one(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(InputError, match="TF_CONFIG is wrong.*such as"):
-        ops.strategy()
+        choose_strategy()
 
 
 def test_workers_do_not_make_the_data_set_each(tmp_path, monkeypatch, capsys):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import AgeBins, Listing, list_faces
-from demo import draw_faces
-from demo.draw_faces import draw_dataset
+from support import draw_faces
+from support.dataset import Listing, list_faces
+from support.draw_faces import draw_dataset
+from support.labels import AgeBins
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-import ops
+from support import fast_ops
 
 
 def outputs_and_gradients(layer, inputs):
@@ -39,14 +39,14 @@ def compare(ours, theirs, shape):
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_a_convolution_equals_keras(side, size_kernel):
     arguments = (6, size_kernel, 2, "same")
-    compare(ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, side, side, 5])
+    compare(fast_ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, side, side, 5])
 
 
 @pytest.mark.parametrize(("shape", "stride"), [([8, 8], 1), ([7, 7], 2), ([8, 4], 2)])
 def test_a_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
     arguments = (6, 5, stride, "same")
-    compare(ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, *shape, 5])
-    compare(ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, *shape, 5])
+    compare(fast_ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, *shape, 5])
+    compare(fast_ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, *shape, 5])
 
 
 @pytest.mark.parametrize("filters", [6, 16])  # the bias of a multiple of 16 is added otherwise
@@ -55,13 +55,13 @@ def test_a_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
 @pytest.mark.parametrize("side", [2, 4, 8, 16])
 def test_a_transposed_convolution_equals_keras(side, stride, activation, filters):
     arguments = {"filters": filters, "kernel_size": 5, "strides": stride, "padding": "same", "activation": activation}
-    compare(ops.Conv2DTranspose(**arguments), layers.Conv2DTranspose(**arguments), [3, side, side, 4])
+    compare(fast_ops.Conv2DTranspose(**arguments), layers.Conv2DTranspose(**arguments), [3, side, side, 4])
 
 
 @pytest.mark.parametrize("shape", [[6, 4, 4, 3], [6, 5]])
 def test_batch_normalisation_equals_keras_and_moves_the_same_statistics(shape):
     arguments = {"momentum": 0.999, "epsilon": 1e-3, "scale": False}
-    compare(ops.BatchNormalization(**arguments), layers.BatchNormalization(**arguments), shape)
+    compare(fast_ops.BatchNormalization(**arguments), layers.BatchNormalization(**arguments), shape)
 
 
 def test_the_gradient_of_the_total_variation_is_that_which_tensorflow_derives():
@@ -71,7 +71,7 @@ def test_the_gradient_of_the_total_variation_is_that_which_tensorflow_derives():
 
     images = tf.constant(np.random.default_rng(0).normal(size=[3, 6, 8, 2]).astype(np.float32))
     gradients = []
-    for function in (ops.total_variation, plainly):
+    for function in (fast_ops.total_variation, plainly):
         with tf.GradientTape() as tape:
             tape.watch(images)
             total = 0.3 * function(images)
@@ -83,7 +83,10 @@ def test_adam_equals_keras():
     random = np.random.default_rng(0)
     start = random.normal(size=[7, 5]).astype(np.float32)
     ours, theirs = keras.Variable(start), keras.Variable(start)
-    adams = {ops.Adam(2e-4, beta_1=0.5, epsilon=1e-8): ours, keras.optimizers.Adam(2e-4, 0.5, epsilon=1e-8): theirs}
+    adams = {
+        fast_ops.Adam(2e-4, beta_1=0.5, epsilon=1e-8): ours,
+        keras.optimizers.Adam(2e-4, 0.5, epsilon=1e-8): theirs,
+    }
     for _ in range(5):
         gradient = random.normal(size=[7, 5]).astype(np.float32)
         for adam, variable in adams.items():

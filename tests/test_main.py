@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import main
-from dataset import InputError
 from FaceAging import FaceAging
+from support.errors import InputError
 
 MAIN = Path(main.__file__)
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 import ops
 from FaceAging import FaceAging
+from support import fast_ops
+from support.checkpoints import reference_name
 from tests.conftest import TINY
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -67,7 +69,7 @@ def test_gradient_norms_equal_the_reference_program(model, io, batch):
     norms = {}
     for name, goal in goals.items():
         for variable, gradient in zip(model.variables[name], tape.gradient(goal, model.variables[name]), strict=True):
-            norms[f"{name}/{ops.reference_name(variable)}"] = float(tf.norm(gradient))
+            norms[f"{name}/{reference_name(variable)}"] = float(tf.norm(gradient))
     assert set(norms) == set(io["gradient_names"])
     for name, norm in zip(io["gradient_names"], io["gradient_norms"], strict=True):
         # a bias in front of a batch norm moves nothing: what is left of its gradient is rounding
@@ -111,7 +113,7 @@ def test_one_step_updates_all_networks_from_gradients_taken_before(batch):
     model = FaceAging(**TINY)
     model._build_optimizers()
     images = (batch[0] * 127.5 + 127.5).astype(np.uint8)
-    batch = (ops.to_network_range(images), *batch[1:])
+    batch = (ops.normalize(images), *batch[1:])
     with tf.GradientTape() as tape:
         losses = model.losses(*batch)
         goal = losses["D_img_loss_input"] + losses["D_img_loss_G"]
@@ -159,4 +161,4 @@ def test_sizes_that_fit_no_network_are_refused(sizes):
 def test_total_variation_is_that_of_the_reference_program():
     images = np.zeros([2, 4, 4, 1], np.float32)
     images[0, 1, 2] = 3.0  # four differences of 3, two along either axis
-    assert float(ops.total_variation(images)) == pytest.approx((2 * 9 / 2 / 4 + 2 * 9 / 2 / 4) / 2)
+    assert float(fast_ops.total_variation(images)) == pytest.approx((2 * 9 / 2 / 4 + 2 * 9 / 2 / 4) / 2)

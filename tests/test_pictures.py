@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pictures
+from support import pictures
+from support.files import write_whole
+from support.images import save_image
 
 AGES = ["input", "0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
 
@@ -142,7 +144,7 @@ def test_a_wrong_number_of_labels_is_refused(labels):
 def test_a_written_file_takes_the_place_of_the_earlier_one_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "a folder" / "deeper" / "bild ü.txt"
     for text in ("first", "second"):
-        with pictures.write_whole(path) as temporary:
+        with write_whole(path) as temporary:
             assert temporary.parent == path.parent
             assert temporary.name.startswith(".")
             assert temporary.suffix == ".txt"
@@ -155,7 +157,7 @@ def test_a_written_file_takes_the_place_of_the_earlier_one_and_nothing_else_is_l
 def test_an_error_in_the_middle_leaves_the_earlier_file_whole_and_no_other(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("earlier")
-    with pytest.raises(error), pictures.write_whole(path) as temporary:
+    with pytest.raises(error), write_whole(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "earlier"
@@ -164,21 +166,21 @@ def test_an_error_in_the_middle_leaves_the_earlier_file_whole_and_no_other(tmp_p
 
 def test_a_picture_that_cannot_be_encoded_leaves_nothing(tmp_path):
     with pytest.raises(ValueError):
-        pictures.save_image(tmp_path / "a.unheard_of", noise(4, 4, 3))
+        save_image(tmp_path / "a.unheard_of", noise(4, 4, 3))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_written_file_may_be_read_by_whom_any_new_file_may(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
-    pictures.save_image(tmp_path / "a.png", noise(4, 4, 3))
+    save_image(tmp_path / "a.png", noise(4, 4, 3))
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_saved_picture_reads_back_as_it_was(tmp_path, channels):
     image = noise(9, 7, channels)
-    pictures.save_image(tmp_path / "a.png", image)
+    save_image(tmp_path / "a.png", image)
     with Image.open(tmp_path / "a.png") as read:
         assert np.array_equal(np.asarray(read).reshape(image.shape), image)
 

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dataset
-from dataset import BadPicture, InputError, list_faces, open_picture
+import main
 from ops import load_image
+from support import dataset
+from support.dataset import list_faces
+from support.errors import InputError
+from support.images import BadPicture, open_picture
 
+ROOT = Path(main.__file__).parent
 SIZE = 32
 MUTANTS = 1000
 SECONDS_A_PICTURE = 5
@@ -30,7 +34,7 @@ STORED_AS = {  # what a camera did to the upright picture, by the orientation it
     8: Image.Transpose.ROTATE_270,
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # pytest drops dataset.py's own filter
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 
 def scene(width: int = 60, height: int = 40) -> Image.Image:
@@ -182,9 +186,14 @@ def test_pillows_warnings_do_not_reach_the_terminal(tmp_path):
     path = saved(tmp_path / "a.tif", scene(), compression="tiff_lzw")
     content = path.read_bytes()
     path.write_bytes(content[:-20])  # the tags lie at the end
-    code = f"import warnings, dataset\nwith dataset.open_picture({str(path)!r}) as image: image.load()"
-    noisy = code.replace("\n", "\nwarnings.simplefilter('always')\n")
-    stderr = [subprocess.run([sys.executable, "-c", each], capture_output=True).stderr for each in (code, noisy)]
+    code = f"""import warnings, main
+from support.images import open_picture
+main.quiet()
+with open_picture({str(path)!r}) as image: image.load()"""
+    noisy = code.replace("main.quiet()", "main.quiet(); warnings.simplefilter('always')")
+    stderr = [
+        subprocess.run([sys.executable, "-c", each], capture_output=True, cwd=ROOT).stderr for each in (code, noisy)
+    ]
     assert b"Warning" not in stderr[0] and b"Warning" in stderr[1]
 
 

@@ -16,9 +16,9 @@ import pytest
 import tensorflow as tf
 
 import main
-import ops
-from dataset import InputError
 from FaceAging import FaceAging
+from support.checkpoints import OBJECT_GRAPH, saved_checkpoints
+from support.errors import InputError
 from tests.conftest import TINY, TINY_FLAGS
 
 ROOT = Path(main.__file__).parent
@@ -93,7 +93,7 @@ def short(tmp_path_factory, faces):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("FaceAging.CHECKPOINT_SECONDS", 0)
         train(faces, save_dir, 1)
-    assert [Path(prefix).name for prefix in ops.saved_checkpoints(save_dir / "checkpoint")] == ["model-5", "model-4"]
+    assert [Path(prefix).name for prefix in saved_checkpoints(save_dir / "checkpoint")] == ["model-5", "model-4"]
     return save_dir
 
 
@@ -114,8 +114,8 @@ def cut(path: Path) -> None:
 
 def tensors(save_dir: Path) -> dict[str, bytes]:
     """All that the latest checkpoint holds, but for the names that Keras counts up within a process."""
-    reader = tf.train.load_checkpoint(ops.saved_checkpoints(save_dir / "checkpoint")[0])
-    names = reader.get_variable_to_shape_map().keys() - {ops.OBJECT_GRAPH}
+    reader = tf.train.load_checkpoint(saved_checkpoints(save_dir / "checkpoint")[0])
+    names = reader.get_variable_to_shape_map().keys() - {OBJECT_GRAPH}
     return {name: reader.get_tensor(name).tobytes() for name in names}
 
 
@@ -124,8 +124,8 @@ def kept(save_dir: Path) -> set[str]:
 
 
 def test_kills_lose_nothing(tmp_path):
-    """A few kills; more of them on demand: python -m tests.kill_sweep --kills 200."""
-    command = [sys.executable, "-m", "tests.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
+    """A few kills; more of them on demand: python -m tests.tools.kill_sweep --kills 200."""
+    command = [sys.executable, "-m", "tests.tools.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("5 kills") and re.search(r"[1-9] runs ended equal", done.stdout)

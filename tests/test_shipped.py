@@ -10,13 +10,17 @@ import pytest
 from PIL import Image
 
 import main
-import pictures
-from dataset import InputError, parse_name, read_config, split
 from demo import make, train
 from FaceAging import MEASURES, FaceAging
-from ops import load_image, pack_weights, to_network_range, unpack_weights
-from tests import compare_weights
+from ops import load_image, normalize
+from support.batches import split
+from support.checkpoints import pack_weights, unpack_weights
+from support.dataset import parse_name
+from support.errors import InputError
+from support.evaluation import sharpness, ssim
+from support.files import read_config
 from tests.conftest import TINY, TINY_FLAGS
+from tests.tools import compare_weights
 
 
 @pytest.fixture(scope="module")
@@ -164,23 +168,23 @@ def test_ssim_is_that_of_wang_and_others():
     a = random.uniform(size=(48, 48, 3))
     b = np.clip(a + 0.2 * random.standard_normal(a.shape), 0, 1)
     # what scikit-image 0.26 gives: structural_similarity with gaussian_weights, sigma 1.5, use_sample_covariance=False
-    assert pictures.ssim(a, b) == pytest.approx(0.82575302, abs=1e-6)
-    assert pictures.ssim(a, a) == pytest.approx(1)
+    assert ssim(a, b) == pytest.approx(0.82575302, abs=1e-6)
+    assert ssim(a, a) == pytest.approx(1)
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
     checks = np.indices((16, 16)).sum(axis=0)[..., np.newaxis] % 2 * 2.0 - 1  # -1 and 1 by turns
     inside = np.pad(np.zeros((4, 4, 3)), ((8, 8), (8, 8), (0, 0)))
-    assert pictures.sharpness(inside) == 0
-    assert pictures.sharpness(checks) > 30  # 8 times the value itself but at the edges
-    assert pictures.sharpness(np.repeat(checks, 3, axis=-1)) == pytest.approx(pictures.sharpness(checks))
+    assert sharpness(inside) == 0
+    assert sharpness(checks) > 30  # 8 times the value itself but at the edges
+    assert sharpness(np.repeat(checks, 3, axis=-1)) == pytest.approx(sharpness(checks))
 
 
 def test_what_is_measured_is_what_the_names_say(run, faces):
     measured = run.evaluate(faces)
     images, ages, genders = run._load_faces(faces)
     z = run.encode(images)
-    x, made = to_network_range(images).numpy(), run._generate(z, ages, genders)
+    x, made = normalize(images).numpy(), run._generate(z, ages, genders)
     assert measured["overall"]["L1"] == pytest.approx(np.abs(x - made).mean(), abs=2e-5)
     assert measured["units"] == MEASURES and set(MEASURES) < set(measured["overall"])
     young, old = (run._generate(z, np.repeat(run.bins.one_hot([age]), len(z), axis=0), genders) for age in (3, 8))

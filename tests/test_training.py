@@ -16,9 +16,11 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from dataset import InputError, list_faces, split
 from FaceAging import FaceAging, epoch_name
 from ops import load_image
+from support.batches import split
+from support.dataset import list_faces
+from support.errors import InputError
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [

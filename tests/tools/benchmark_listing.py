@@ -1,4 +1,4 @@
-"""Time and memory of listing a set as large as CACD: `python -m tests.benchmark_listing` (not on Windows)."""
+"""Time and memory of listing a set as large as CACD: `python -m tests.tools.benchmark_listing` (not on Windows)."""
 
 import os
 import resource
@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import AgeBins, list_faces, summary
+from support.dataset import describe, list_faces
+from support.labels import AgeBins
 
 FACES = 163_446
 DRAWN = 300  # files; the others are hard links to them
@@ -41,7 +42,7 @@ def main() -> None:
         began, cpu_began = time.perf_counter(), time.process_time()
         listing = list_faces(folder, unknown_gender=True)
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-        print(summary(listing, AgeBins()))
+        print(describe(listing, AgeBins()))
     print(
         f"listing {len(listing.faces):,} faces: {seconds:.1f} s ({cpu_seconds:.1f} s of one core), "
         f"peak {peak_mib():.0f} MiB ({before:.0f} before)"

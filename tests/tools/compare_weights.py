@@ -1,6 +1,6 @@
 """Compare trained runs, such as those of different loss weights, in one table:
 
-    python -m tests.compare_weights save/weights/* --out save/weights/comparison
+    python -m tests.tools.compare_weights save/weights/* --out save/weights/comparison
 
 For each run, on the faces held out of its own training: what `FaceAging.evaluate` measures (its MEASURES say the
 units), and
@@ -30,7 +30,12 @@ from pathlib import Path
 import numpy as np
 
 import main
-from dataset import AgeBins, BadPicture, InputError, epoch_order, find_dataset, list_faces, read_config, split
+from support.batches import epoch_order, split
+from support.dataset import find_dataset, list_faces
+from support.errors import InputError
+from support.files import read_config, write_whole
+from support.images import BadPicture
+from support.labels import AgeBins
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
@@ -40,7 +45,6 @@ with main.silence():
     from scipy.stats import linregress, spearmanr
 
     import ops
-    import pictures
     from FaceAging import FaceAging
 
 SIDE = 64  # pixels of the regressor's pictures
@@ -81,7 +85,7 @@ def make_regressor() -> keras.Model:
 
 def shrink(images: np.ndarray) -> tf.Tensor:
     """Pictures, uint8 [N, H, W, C], as the regressor sees them: float32 [N, 64, 64, 3] in [-1, 1]."""
-    images = ops.to_network_range(images)
+    images = ops.normalize(images)
     if images.shape[-1] == 1:
         images = tf.repeat(images, 3, axis=-1)
     return tf.image.resize(images, [SIDE, SIDE], antialias=True)
@@ -119,7 +123,7 @@ def train_regressor(path: Path, faces) -> keras.Model:
             x = tf.where(random.uniform(size=[BATCH, 1, 1, 1]) < 0.5, x, blurred)
             losses.append(float(model.train_on_batch(x, ages[chosen])))
         print(f"Regressor, epoch {epoch}/{EPOCHS}: mean absolute error {np.mean(losses):.2f} years", flush=True)
-    with pictures.write_whole(path) as temporary:
+    with write_whole(path) as temporary:
         model.save(temporary)
     return model
 
@@ -204,7 +208,7 @@ def table(rows: list[dict]) -> str:
 
 
 def compare_runs(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tests.compare_weights", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="tests.tools.compare_weights", description=__doc__.split("\n", 1)[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; without any only the regressor is made")
     parser.add_argument("--out", type=Path, help="OUT.csv and OUT.json are written")
     parser.add_argument("--regressor", type=Path, default=Path("save/age_regressor.keras"))
@@ -235,7 +239,7 @@ def write(out: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(plain)
     for suffix, content in ((".csv", text.getvalue()), (".json", json.dumps(rows, indent=2) + "\n")):
-        with pictures.write_whole(out.with_name(out.name + suffix)) as temporary:
+        with write_whole(out.with_name(out.name + suffix)) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
 

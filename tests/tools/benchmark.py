@@ -1,4 +1,4 @@
-"""How fast the program is on this machine: `python -m tests.benchmark [--full] [--json FILE]`.
+"""How fast the program is on this machine: `python -m tests.tools.benchmark [--full] [--json FILE]`.
 
 Each row is measured in a process of its own, so that its memory is its own; what is compared is measured in one
 process, in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight
@@ -18,7 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from support.labels import gender_labels
+
+ROOT = Path(__file__).parents[2]
 PRECISIONS = ("mixed_bfloat16", "float32")
 BATCH = 100
 MATRIX = 4096  # a side of the matrices whose product is the machine's rate
@@ -63,18 +65,16 @@ def rate(seconds: float, multiply_adds: float) -> float:
 def random_batch(model):
     import numpy as np
 
-    import dataset
-
     random = np.random.default_rng(0)
     images = random.integers(0, 256, [model.size_batch, *[model.size_image] * 2, 3], dtype=np.uint8)
     ages, genders = random.integers(0, 100, model.size_batch), random.integers(0, 2, model.size_batch)
     z_prior = random.uniform(-1, 1, [model.size_batch, model.num_z_channels]).astype(np.float32)
-    return images, model.bins.one_hot(ages), dataset.gender_labels(genders), z_prior
+    return images, model.bins.one_hot(ages), gender_labels(genders), z_prior
 
 
 def drawn_faces(folder: str, number: int) -> list:
-    from dataset import list_faces
-    from demo.draw_faces import draw_dataset
+    from support.dataset import list_faces
+    from support.draw_faces import draw_dataset
 
     draw_dataset(Path(folder) / "drawn", number=number)
     return list_faces(Path(folder) / "drawn").faces
@@ -155,7 +155,8 @@ def measure_loop(precision: str) -> dict:
 def measure_pipeline() -> dict:
     """Reading, decoding and resizing alone."""
     import ops
-    from dataset import AgeBins, epoch_batches
+    from support.batches import epoch_batches
+    from support.labels import AgeBins
 
     with tempfile.TemporaryDirectory() as folder:
         faces = drawn_faces(folder, 1000)
@@ -276,7 +277,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "part.json"
         for title, part in rows(flags.full).items():
-            command = [sys.executable, "-m", "tests.benchmark", "--json", str(answer), "--part", *part]
+            command = [sys.executable, "-m", "tests.tools.benchmark", "--json", str(answer), "--part", *part]
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             report[title] = json.loads(answer.read_text())
             print(f"\n{title}")

@@ -1,6 +1,6 @@
 """Kill a small run with -9 again and again, and hold what it becomes to a run that nobody stopped.
 
-    python -m tests.kill_sweep --kills 200
+    python -m tests.tools.kill_sweep --kills 200
 
 Half of the kills come when a checkpoint has begun to be written, the others after a random number of steps or while the
 program is still starting. Whenever a run has reached its end, its checkpoint, losses, pictures and folder must be those
@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 import FaceAging
 import main
-import ops
-from demo.draw_faces import draw_dataset
+from support.checkpoints import saved_checkpoints
+from support.draw_faces import draw_dataset
 from tests.conftest import TINY_FLAGS
 
 EPOCHS = 8  # of 5 steps
@@ -100,20 +100,20 @@ def train(save_dir: Path, precision: str) -> int:
 
 def half_written(folder: Path) -> list[str]:
     """What a checkpoint cut short leaves: files that the folder's `checkpoint` does not name."""
-    named = {Path(prefix).name for prefix in ops.saved_checkpoints(folder)}
+    named = {Path(prefix).name for prefix in saved_checkpoints(folder)}
     names = [path.name for path in folder.iterdir() if path.name != "checkpoint"] if folder.is_dir() else []
     return [name for name in names if name.partition(".")[0] not in named or ".tempstate" in name]
 
 
 def last_step(folder: Path) -> int:
-    saved = ops.saved_checkpoints(folder)
+    saved = saved_checkpoints(folder)
     return int(saved[0].rpartition("-")[2]) if saved else 0
 
 
 def content(save_dir: Path) -> dict[str, bytes]:
     """What a run that ended has written, but for the lock, tensorboard's files, and what time decides: the checkpoint
     before the last one, which must be there."""
-    last, before = (Path(prefix).name for prefix in ops.saved_checkpoints(save_dir / "checkpoint"))
+    last, before = (Path(prefix).name for prefix in saved_checkpoints(save_dir / "checkpoint"))
     paths = {str(path.relative_to(save_dir)): path for path in save_dir.rglob("*") if path.is_file()}
     timed = ("lock", "checkpoint/checkpoint", f"checkpoint/{before}.", "summary/")
     return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(timed)}

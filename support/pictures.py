@@ -1,19 +1,13 @@
-"""What people look at: grids, labelled sheets, animations and curves, each written whole; and measures of pictures."""
+"""What people look at: grids, labelled sheets, films and curves; open it to change how a picture is laid out."""
 
-import csv
-import os
-import secrets
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from support.files import write_whole
 
 MIN_TYPE = 12  # pixels; smaller type cannot be read
 TYPE_SHARE = 0.15  # of a picture's height: type in proportion on a sheet of any size
@@ -24,41 +18,6 @@ PALETTE_PIXELS = 250_000  # looked at for a palette; more take longer and change
 MIN_GIF_SIDE = 16  # pixels; no face can be seen below it
 LOSS_CYCLES = 50  # a loss that swings more often than this over its record is noise to the eye
 LOSS_COLOR = "#1f5a96"
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels: a Gaussian window of 11 x 11
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601
-
-
-@contextmanager
-def write_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, to be written by name; what is written there becomes `path`.
-
-    Parent folders are made. The temporary name starts with ".partial-" and has the suffix of `path`, by which writers
-    know the format. After an error, KeyboardInterrupt too, it is gone and an earlier `path` is as it was.
-    Raises OSError where the folder cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield temporary
-        # without this a power loss just after the move can leave an empty file under the final name
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno:  # name the file that a user knows; a full disk names none
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_partial(folder: Path, *subfolders: str) -> None:
-    """Remove what a process that was killed while in `write_whole` left in the folder and these within it."""
-    for part in (folder, *(folder / name for name in subfolders)):
-        for path in part.glob(".partial-*"):
-            path.unlink(missing_ok=True)
 
 
 def grid(images: np.ndarray, columns: int = 10, border: int = 0) -> np.ndarray:
@@ -126,17 +85,6 @@ def sheet(
     return np.asarray(canvas)
 
 
-def to_image(picture: np.ndarray) -> Image.Image:
-    """A picture, uint8 [H, W, C] with C 1 or 3, as one of Pillow's."""
-    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-
-
-def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write one picture, uint8 [H, W, C] with C 1 or 3, in the format of the path's suffix."""
-    with write_whole(path) as temporary:
-        to_image(image).save(temporary)
-
-
 def save_animation(
     path: str | Path, frames: Sequence[np.ndarray], frame_seconds: float, max_bytes: int | None = None
 ) -> None:
@@ -198,96 +146,6 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
     axes.legend(frameon=False, loc="upper right")
     with write_whole(path) as temporary:
         figure.savefig(temporary)
-
-
-def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """The structural similarity of two pictures, float [H, W, C] in [0, 1]; 1 where they are equal.
-
-    The mean over channels and over all places of the window within them (Wang, Bovik, Sheikh and Simoncelli 2004).
-    """
-    from scipy.ndimage import gaussian_filter
-
-    def blur(x):
-        return gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS, axes=(0, 1))
-
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    mean_a, mean_b = blur(a), blur(b)
-    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
-    covariance = blur(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
-    likeness *= (2 * covariance + SSIM_C2) / (variances + SSIM_C2)
-    margin = min(SSIM_RADIUS, (min(a.shape[:2]) - 1) // 2)
-    return float(likeness[margin:-margin, margin:-margin].mean())
-
-
-def sharpness(image: np.ndarray) -> float:
-    """The variance of the Laplacian of a picture, float [H, W, C], made grey, in squared units of its own."""
-    from scipy.ndimage import laplace
-
-    return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
-
-
-class Record:
-    """What a training writes down: summary/ for tensorboard and losses.csv, cut to the step that it goes on from."""
-
-    def __init__(self, save_dir: Path, step: int):
-        self.path = save_dir / "losses.csv"
-        text = self.path.read_text(errors="replace") if self.path.exists() else ""
-        header, *rows = text.splitlines(keepends=True) or [""]
-        # what a killed run wrote past its checkpoint, half a row maybe
-        done = {str(number) for number in range(1, step + 1)}
-        rows = [row for row in rows if row.endswith("\n") and row.split(",")[0] in done]
-        self.empty = not rows
-        with write_whole(self.path) as temporary:
-            temporary.write_text("".join([header, *rows]) if rows else "")
-        summary_dir = str(save_dir / "summary")
-        # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
-        start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        log = EventFileWriter(summary_dir)
-        log.add_event(start)
-        log.close()
-        self.file = self.path.open("a", newline="", buffering=1)
-        self.summary = tf.summary.create_file_writer(summary_dir)
-
-    def __enter__(self) -> "Record":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.summary.close()
-        self.file.close()
-
-    def flush(self) -> None:
-        self.summary.flush()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
-        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
-        writer = csv.DictWriter(self.file, row, lineterminator="\n")
-        if self.empty:
-            writer.writeheader()
-        writer.writerow(row)
-        self.empty = False
-        with self.summary.as_default(step):
-            for name, value in {**losses, "learning_rate": rate}.items():
-                tf.summary.scalar(name, value)
-
-    def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
-        with self.summary.as_default(step):
-            for name, value in values.items():
-                tf.summary.histogram(name, value)
-
-    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], loss: float) -> None:
-        with self.summary.as_default(step):
-            tf.summary.scalar("held_out_EG_loss", loss)
-            for name, sheet in sheets.items():
-                tf.summary.image(name, sheet[None])
-
-    def read(self, column: str, last: int | None = None) -> np.ndarray:
-        """A column of losses.csv, of its last rows or of all."""
-        with self.path.open(newline="") as file:
-            values = [float(row[column]) for row in csv.DictReader(file)]
-        return np.array(values[-last:] if last else values)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:

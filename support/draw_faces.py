@@ -1,4 +1,4 @@
-"""Draws the data set `demo`: plain faces whose look depends on age, on gender and on who the person is."""
+"""The data set `demo`, drawn: plain faces whose look depends on age, gender and person; open it to change it."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dataset import AGE_BOUNDS, MALE
+from support.labels import AGE_BOUNDS, MALE
 
 SIZE = 128  # pixels of a finished picture
 CANVAS = 3 * SIZE  # drawn larger, then averaged: smooth edges

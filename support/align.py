@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import InputError
+from support.errors import InputError
 
 # Where UTKFace's aligned pictures have the eyes, left and right in the picture, as fractions of its width and height:
 # medians of OpenCV's eye_tree_eyeglasses cascade over 400 of them (spread: 0.022 across, 0.013 down). And the chin, in
@@ -14,7 +14,7 @@ from dataset import InputError
 EYES = ((0.29, 0.30), (0.69, 0.30))
 CHIN = (0.49, 0.953)
 # Centre and side, in the same fractions, of the box the finder below draws round a UTKFace face: means over 400 of
-# them set into larger canvases; `tests/measure_alignment.py` measures all of these again.
+# them set into larger canvases; `tests.tools.measure_alignment` measures all of these again.
 BOX_CENTRE = (0.490, 0.411)
 BOX_SIDE = 0.993
 
@@ -29,8 +29,8 @@ CORRECTION_RATE = 0.6
 
 # Linear maps from a normalised 16 x 16 grey picture, float16 [16 * 16 + 1, 5], the last row the offsets: the first four
 # columns foretell how far a crop lies from the training faces' place (right, down, scale, turn), the fifth is above 0
-# for an aligned face. Ridge regression over some thousand faces by `tests/measure_alignment.py --fit`.
-STATISTICS = Path(__file__).parent / "demo" / "aligned_face.npy"
+# for an aligned face. Ridge regression over some thousand faces by `tests.tools.measure_alignment --fit`.
+STATISTICS = Path(__file__).parents[1] / "demo" / "aligned_face.npy"
 SMALL_SIDE = 16
 FAINTEST = 4.0  # standard deviation in grey levels under which a small picture shows nothing
 

@@ -1,7 +1,7 @@
-"""Measure how well align.py finds faces, on UTKFace; with --fit, make the statistics it ships again.
+"""Measure how well support/align.py finds faces, on UTKFace; with --fit, make the statistics it ships again.
 
-    python tests/measure_alignment.py data/UTKFace          the rates, and the constants of align.py
-    python tests/measure_alignment.py data/UTKFace --fit    demo/aligned_face.npy, from faces the rates leave out
+    python -m tests.tools.measure_alignment data/UTKFace          the rates, and the constants of align.py
+    python -m tests.tools.measure_alignment data/UTKFace --fit    demo/aligned_face.npy, from faces the rates leave out
 
 Aligned faces are set into larger canvases of noise, slopes, blotches, stripes, clouds and tiles at known places, sizes
 and tilts. The truth is the map that set a face in: a face has come back where its eyes (EYES, the set's own) are less
@@ -13,15 +13,13 @@ chosen on: 96.4% found, with one false find; both eyes within 5% of the width fo
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import align
+from support import align
 
 FITTED = 6000  # faces of the shuffled set: a half to fit, a half to set the threshold; the rates use the others
 FALSE_ALARMS = 0.015

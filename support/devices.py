@@ -1,0 +1,173 @@
+"""What computes: the precision, GPUs and several machines; open it where a run is shared out, or a worker is lost."""
+
+import contextlib
+import functools
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from support.errors import InputError
+
+HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
+LOST = (  # what collective operations raise, in one worker or another, when the connection to a peer breaks
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
+
+
+def best_precision() -> tuple[str, str]:
+    """Returns (Keras dtype policy, why): mixed_bfloat16 where this machine computes in bfloat16, else float32."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name, capability = details.get("device_name", "GPU"), details.get("compute_capability", (0, 0))
+        what = f"{name} of compute capability {'.'.join(map(str, capability))}"
+        if capability >= (8, 0):
+            return "mixed_bfloat16", f"{what} has bfloat16"
+        return "float32", f"{what} has no bfloat16"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return "mixed_bfloat16", f"this CPU has {flag}"
+    return "float32", "this CPU has neither avx512_bf16 nor amx_bf16"
+
+
+def choose_strategy() -> tf.distribute.Strategy:
+    """Returns what shares training out: over the workers of TF_CONFIG or this machine's GPUs, or TensorFlow's default.
+
+    Waits for the other workers. Raises InputError where TF_CONFIG is wrong or this worker's port is taken.
+    """
+    if "TF_CONFIG" not in os.environ:
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")  # mostly one CPU
+        return tf.distribute.MirroredStrategy(found) if len(found) > 1 else tf.distribute.get_strategy()
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        if (resolver.task_type, resolver.task_id) not in _workers(resolver):
+            raise ValueError(f"it has no {resolver.task_type} {resolver.task_id}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"TF_CONFIG is wrong, {error}: it must be such as "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    _lengthen_heartbeat()
+    with lost_workers_named():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow's C++ runtime has taken SIGTERM for itself and only notes it; setting Python's handler once more takes
+    # it back
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return strategy
+
+
+def _lengthen_heartbeat() -> None:
+    # TensorFlow's own 10 s are too few: a busy machine is taken for a dead one. There is no public setting
+    server = context.context()
+    server.configure_coordination_service = functools.partial(
+        server.configure_coordination_service, heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS
+    )
+
+
+def _workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[tuple[str, int]]:
+    """Returns (job, index) of all processes that train together, the chief first."""
+    jobs = resolver.cluster_spec().as_dict()
+    return [(job, index) for job in ("chief", "worker") for index in range(len(jobs.get(job, ())))]
+
+
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Within it what TensorFlow raises when another worker has gone is an InputError."""
+    try:
+        yield
+    except LOST as error:
+        raise InputError(
+            f"another worker has stopped or cannot be reached ({type(error).__name__}): start all of them again with "
+            "the same command, they go on from the last checkpoint"
+        ) from error
+
+
+class Devices:
+    """The devices of all workers as one: who this process is among them, and a step shared out over them.
+
+    `replicas` counts the devices, each of which computes an equal part of a batch; `world_size` counts the processes
+    (workers), `rank` is this one's number among them. Rank 0 is the chief, who alone writes and speaks.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None):
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync
+        resolver = self.strategy.cluster_resolver
+        workers = _workers(resolver) if resolver else [None]
+        self.world_size = len(workers)
+        self.rank = workers.index((resolver.task_type, resolver.task_id)) if resolver else 0
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == 0
+
+    def say(self, line: str) -> None:
+        """Print a line, if this is the chief."""
+        if self.is_chief:
+            print(line, flush=True)
+
+    def check(self, size_batch: int, precision: str) -> None:
+        """Raise InputError where the devices cannot share a batch."""
+        if size_batch % self.replicas:
+            share = max(1, size_batch // self.replicas)
+            raise InputError(
+                f"--batch_size {size_batch} cannot be shared equally by {self.replicas} devices: "
+                f"pass {share * self.replicas} or another multiple of {self.replicas}"
+            )
+        if self.replicas > 1 and precision == "mixed_float16":
+            # Keras checks each replica's gradients for overflow on its own: one would skip the step and the others
+            # take it
+            raise InputError("mixed_float16 trains on one device only: take --precision mixed_bfloat16 or float32")
+
+    def make_deterministic(self) -> None:
+        """Have TensorFlow compute the same bits each time, in this whole process, where there is no GPU.
+
+        On a CPU this costs nothing to speak of; it cannot be undone.
+        """
+        if not tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
+
+    def run(self, update, batch: tuple, *constants) -> tuple[dict, dict]:
+        """Returns what update(*batch, *constants) returns, (losses, outputs), computed by all devices.
+
+        batch: arrays [N, ...], this worker's part of the batch, of which each of its devices gets an equal part.
+        The losses are means over all devices, the outputs those of this worker's devices.
+        """
+        if self.replicas == 1:
+            return update(*batch, *constants)
+        local = self.replicas // self.world_size
+        parts = [tf.reshape(x, [local, -1, *x.shape[1:]]) for x in batch]
+
+        def update_part():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return update(*(x[replica % local] for x in parts), *constants)
+
+        losses, outputs = self.strategy.run(update_part)
+        losses = {name: self.strategy.reduce("MEAN", loss, axis=None) for name, loss in losses.items()}
+        return losses, {name: tf.concat(self.strategy.experimental_local_results(x), 0) for name, x in outputs.items()}
+
+    @tf.function
+    def sum_of_workers(self, number):
+        """Returns the sum of the workers' numbers, int64, each counted once a device. All workers must ask for it."""
+        return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.cast(number, tf.int64)), axis=None)
+
+    def check_agreement(self, *facts) -> None:
+        """Raise InputError where the workers differ in these facts."""
+        mine = zlib.crc32(repr(facts).encode())
+        if self.world_size > 1 and self.sum_of_workers(mine) != mine * self.replicas:
+            raise InputError(
+                "the workers differ in the flags, the faces or the checkpoint: give all of them the same command, "
+                "the same data and one --savedir that they share"
+            )

@@ -1,0 +1,56 @@
+"""Age bins and genders, as words, as numbers, and as the label vectors that the networks are given."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from support.errors import InputError
+
+AGE_BOUNDS = (5, 10, 15, 20, 30, 40, 50, 60, 70)  # the last age of each bin; the last bin is open
+OLDEST = 120
+MALE, FEMALE, UNKNOWN = 0, 1, -1
+GENDER_NAMES = {MALE: "male", FEMALE: "female", UNKNOWN: "unknown"}
+# how file names and tables write a gender
+GENDERS = {"0": MALE, "m": MALE, "male": MALE, "1": FEMALE, "f": FEMALE, "female": FEMALE, "": UNKNOWN}
+
+
+class AgeBins:
+    """Age bins: bounds (5, 10) make 0-5, 6-10 and 11+. Raises InputError unless they rise strictly within 1-119."""
+
+    def __init__(self, bounds: Sequence[int] = AGE_BOUNDS):
+        edges = [0, *bounds, OLDEST]
+        if len(edges) < 3 or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+            raise InputError(
+                f"age bounds {','.join(map(str, bounds))} must be one or more ages that rise within 1-{OLDEST - 1}, "
+                f"such as {','.join(map(str, AGE_BOUNDS))}"
+            )
+        self.bounds = tuple(bounds)
+        lows = [0, *(bound + 1 for bound in bounds)]
+        closed = list(zip(lows, self.bounds, strict=False))
+        self.names = [f"{low}-{high}" for low, high in closed] + [f"{lows[-1]}+"]
+        self.centres = [(low + high) / 2 for low, high in closed] + [self.bounds[-1] + 8.0]  # in years
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, ages: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the bin of each age in years, int [N]."""
+        return np.searchsorted(self.bounds, ages)
+
+    def one_hot(self, ages: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the labels of training: float32 [N, bins], +1 at the age's bin and -1 elsewhere."""
+        return np.eye(len(self), dtype=np.float32)[self.index(ages)] * 2 - 1
+
+    def interpolated(self, ages: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Returns the labels of aging: float32 [N, bins] in [-1, 1].
+
+        They are linear between the bins' centres, where they equal the one-hot labels, and constant outside them.
+        """
+        weights = [np.interp(ages, self.centres, one_hot) for one_hot in np.eye(len(self))]
+        return np.stack(weights, axis=-1).astype(np.float32) * 2 - 1
+
+
+def gender_labels(genders: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns float32 [N, 2]: +1 at the gender and -1 at the other, (0, 0) for UNKNOWN."""
+    genders = np.asarray(genders)[:, np.newaxis]
+    return np.where(genders == UNKNOWN, 0, np.where(genders == (MALE, FEMALE), 1, -1)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Programs that measure, not tests: `python -m tests.tools.NAME`; tests/README.md says what each is for."""
