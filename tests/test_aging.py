@@ -10,11 +10,12 @@ import pytest
 from PIL import Image, ImageFont
 
 import main
-from FaceAging import FILM_SIDE, FaceAging
+from FaceAging import FaceAging
 from ops import denormalize, load_image
 from support import align
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
+from support.portraits import FILM_SIDE, read_portraits
 from tests.conftest import TINY
 from tests.test_align import photo
 
@@ -66,7 +67,7 @@ def test_any_number_of_faces_is_aged_ten_a_sheet(fresh, faces, tmp_path, count, 
             assert np.array_equal(shown[0], row)  # the faces themselves on top
             labelled = faces[10 * number : 10 * number + width]  # then what is kept of them at their own age and gender
             ages, genders = fresh.bins.one_hot([f.age for f in labelled]), gender_labels([f.gender for f in labelled])
-            kept = denormalize(fresh._generate(fresh.encode(row), ages, genders)).numpy()
+            kept = denormalize(fresh.G([fresh.encode(row), ages, genders], training=False)).numpy()
             assert np.abs(shown[1].astype(int) - kept).max() <= 1
             for age, pictures in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
                 assert np.abs(pictures.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
@@ -99,7 +100,7 @@ def test_faces_whose_names_say_nothing_have_no_row_of_their_own_label(fresh, fac
     copy = tmp_path / "portrait.jpg"
     copy.write_bytes(Path(faces[0].path).read_bytes())
     fresh.test([copy])
-    with_label, without = fresh._read_portraits([faces[0].path, copy], align=False)
+    with_label, without = read_portraits([faces[0].path, copy], 32, 3, align=False)
     assert with_label.label == (faces[0].age, faces[0].gender) and without.label == ()
     heights = [iio.imread(tmp_path / "test/test_as_male.png").shape[0]]
     fresh.test([faces[0].path])
@@ -148,7 +149,7 @@ def test_pictures_of_every_kind_and_name_are_aged_upright_with_or_without_align(
 
 
 def test_pictures_are_read_when_their_turn_comes(fresh, faces, capsys):
-    portraits = fresh._read_portraits([faces[0].path, "missing.jpg"], align=False)
+    portraits = read_portraits([faces[0].path, "missing.jpg"], 32, 3, align=False)
     next(portraits)
     assert "missing.jpg" not in capsys.readouterr().out
     assert list(portraits) == [] and "missing.jpg: no such file" in capsys.readouterr().out

@@ -15,13 +15,14 @@ from PIL import Image
 import main
 from ops import load_image
 from support import dataset
-from support.batches import epoch_batches, epoch_order, split
+from support.batches import Batches, epoch_order, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
 
 ROOT = Path(main.__file__).parent
-SMALL = {"num_z_channels": 5, "load_image": partial(load_image, size_image=8, channels=3)}
+SMALL = {"size_batch": 4, "num_z_channels": 5, "seed": 7}
+read = partial(load_image, size_image=8, channels=3)
 
 
 def draw(path: Path, shade: int = 100) -> Path:
@@ -376,9 +377,8 @@ def test_a_set_that_is_not_there_says_where_faces_go_and_how_to_get_them(tmp_pat
 # drawing faces, epoch by epoch
 
 
-def batches(faces: list[Face], **options: object) -> list[tuple[np.ndarray, ...]]:
-    settings = SMALL | {"epoch": 1, "first_batch": 0, "first_step": 0, "batch_size": 4, "seed": 7, "bad": {}} | options
-    return list(epoch_batches(faces, AgeBins(), **settings))
+def batches(faces: list[Face], epoch=1, first=0, step=0, load=read, **options: object) -> list[tuple[np.ndarray, ...]]:
+    return list(Batches(faces, AgeBins(), load, **SMALL | options).of(epoch, first, step))
 
 
 def reds(drawn: list[tuple[np.ndarray, ...]]) -> np.ndarray:
@@ -419,16 +419,16 @@ def test_the_order_is_fixed_by_seed_and_epoch_and_the_prior_by_seed_and_step(tmp
     faces = draw_faces(tmp_path, 40)
     drawn = batches(faces)
     assert equal(drawn, batches(faces))
-    assert equal(drawn[3:], batches(faces, first_batch=3, first_step=3))
+    assert equal(drawn[3:], batches(faces, first=3, step=3))
     for other in ({"epoch": 2}, {"epoch": -9}, {"seed": 8}):
         assert not np.array_equal(reds(drawn), reds(batches(faces, **other)))
-    later = batches(faces, epoch=2, first_step=5)
+    later = batches(faces, epoch=2, step=5)
     assert np.array_equal(later[0][3], drawn[5][3]) and not np.array_equal(later[0][3], drawn[0][3])
     assert not np.array_equal(drawn[0][3], batches(faces, seed=8)[0][3])
 
 
 def test_grey_pictures_have_one_channel(tmp_path):
-    assert batches(draw_faces(tmp_path, 4), load_image=partial(load_image, size_image=8, channels=1))[0][0].shape == (
+    assert batches(draw_faces(tmp_path, 4), load=partial(load_image, size_image=8, channels=1))[0][0].shape == (
         4,
         8,
         8,
@@ -439,11 +439,9 @@ def test_grey_pictures_have_one_channel(tmp_path):
 def test_workers_share_each_batch(tmp_path):
     faces = draw_faces(tmp_path, 20)
     whole = batches(faces)
-    parts = [batches(faces, shard=(worker, 2)) for worker in range(2)]
+    parts = [batches(faces, rank=rank, world_size=2) for rank in range(2)]
     joined = [tuple(np.concatenate(pair) for pair in zip(*both, strict=True)) for both in zip(*parts, strict=True)]
     assert equal(whole, joined)
-    with pytest.raises(InputError, match="--batch_size 4 .* 3 workers"):
-        batches(faces, shard=(0, 3))
 
 
 def test_balance_draws_every_bin_that_has_faces_equally_and_by_seed_and_epoch():
@@ -463,14 +461,19 @@ def test_a_face_that_cannot_be_decoded_is_replaced_as_the_seed_fixes_and_named(t
     damaged = [Path(faces[i].path) for i in (4, 17, 30)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-30])
-    bad = {}
-    drawn = batches(faces, bad=bad)
-    assert sorted(bad) == sorted(map(str, damaged)) and all("truncated" in reason for reason in bad.values())
+    drawing = Batches(faces, AgeBins(), read, **SMALL)
+    drawn = list(drawing.of(1))
+    bad = drawing.newly_bad()
+    assert (
+        not drawing.newly_bad()
+        and sorted(bad) == sorted(map(str, damaged))
+        and all("truncated" in reason for reason in bad.values())
+    )
     replaced = reds(drawn).ravel()
     lost = np.isin(whole, [2 * int(path.stem[-4:]) for path in damaged])
     assert np.array_equal(replaced[~lost], whole[~lost]) and not np.isin(replaced, whole[lost]).any()
     assert equal(drawn, batches(faces))
-    assert equal(drawn[5:], batches(faces, first_batch=5, first_step=5))
+    assert equal(drawn[5:], batches(faces, first=5, step=5))
     by_red = {2 * int(face.path[-8:-4]): face.age for face in faces}
     for images, ages, *_ in drawn:  # labels follow the replacement
         assert np.array_equal(ages, AgeBins().one_hot([by_red[red] for red in images[:, 0, 0, 0]]))
@@ -488,14 +491,13 @@ def test_a_process_that_fails_in_the_middle_of_an_epoch_ends(tmp_path):
     draw_faces(tmp_path, 40)
     code = f"""
 from support import dataset
-from support.batches import epoch_batches, epoch_order, split
+from support.batches import Batches, epoch_order, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, AgeBins, FEMALE, MALE, UNKNOWN, gender_labels
-from tests.test_dataset import epoch_batches, list_faces, AgeBins, SMALL
+from tests.test_dataset import AgeBins, Batches, SMALL, list_faces, read
 def train():
-    settings = SMALL | dict(epoch=1, first_batch=0, first_step=0, batch_size=4, seed=7, bad={{}})
-    for batch in epoch_batches(list_faces({str(tmp_path)!r}).faces, AgeBins(), **settings):
+    for batch in Batches(list_faces({str(tmp_path)!r}).faces, AgeBins(), read, **SMALL).of(1):
         raise MemoryError("the step failed")
 train()"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, cwd=ROOT)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ import pytest
 import tensorflow as tf
 
 import main
-from FaceAging import FaceAging
-from support.batches import epoch_batches, split
+from FaceAging import WEIGHTED_LOSSES, FaceAging
+from ops import load_image
+from support.batches import Batches, split
 from support.devices import choose_strategy
 from support.errors import InputError
 from tests.conftest import TINY
@@ -43,14 +45,14 @@ def warm(tmp_path_factory, drawn_folder, faces):
     (folder / "data").mkdir()
     (folder / "data" / "drawn").symlink_to(drawn_folder, target_is_directory=True)
     model = FaceAging(**TINY, save_dir=folder / "save")
-    model._build_optimizers()
     for optimizer in model.optimizers.values():
         optimizer.learning_rate.assign(2e-4)
     training, _ = split(faces, model.seed)
-    sizes = {"batch_size": 10, "num_z_channels": 50, "seed": 1, "bad": {}, "load_image": model._load_image}
+    load = partial(load_image, size_image=32, channels=3)
+    batches = Batches(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
     for step in range(0, WARM_STEPS, 5):
-        for batch in epoch_batches(training, model.bins, epoch=step, first_batch=0, first_step=step, **sizes):
-            model.train_step(*batch, tf.constant([1e-4] * 3))
+        for batch in batches.of(step, step=step):
+            model.train_step(*batch, dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4)))
     model.save_checkpoint()
     return folder
 

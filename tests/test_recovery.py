@@ -91,7 +91,7 @@ def short(tmp_path_factory, faces):
     """A run of one epoch, with two checkpoints: after steps 4 and 5."""
     save_dir = tmp_path_factory.mktemp("short") / "save"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("FaceAging.CHECKPOINT_SECONDS", 0)
+        patch.setattr("support.run.CHECKPOINT_SECONDS", 0)
         train(faces, save_dir, 1)
     assert [Path(prefix).name for prefix in saved_checkpoints(save_dir / "checkpoint")] == ["model-5", "model-4"]
     return save_dir

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -11,13 +12,13 @@ from PIL import Image
 
 import main
 from demo import make, train
-from FaceAging import MEASURES, FaceAging
+from FaceAging import FaceAging
 from ops import load_image, normalize
-from support.batches import split
+from support.batches import read_faces, split
 from support.checkpoints import pack_weights, unpack_weights
 from support.dataset import parse_name
 from support.errors import InputError
-from support.evaluation import sharpness, ssim
+from support.evaluation import MEASURES, sharpness, ssim
 from support.files import read_config
 from tests.conftest import TINY, TINY_FLAGS
 from tests.tools import compare_weights
@@ -43,7 +44,7 @@ def packed(run, tmp_path_factory):
 @pytest.fixture
 def shipped(packed, monkeypatch):
     """The packed model in the place of the one that ships."""
-    for module in ("main", "FaceAging"):
+    for module in ("main", "FaceAging", "support.flags"):
         monkeypatch.setattr(f"{module}.SHIPPED_MODEL", packed)
     return packed
 
@@ -135,7 +136,7 @@ def test_demo_train_goes_on_epoch_by_epoch_and_demo_make_makes_what_ships(workpl
     assert not np.array_equal(*sheets)
 
     demo = workplace / "demo"
-    for module in ("main", "FaceAging", "demo.make"):
+    for module in ("main", "FaceAging", "support.flags", "demo.make"):
         monkeypatch.setattr(f"{module}.SHIPPED_MODEL", demo / "model")
     monkeypatch.setattr(make, "DEMO", demo)
     monkeypatch.setattr(make, "FACES", demo / "faces")
@@ -168,8 +169,9 @@ def test_ssim_is_that_of_wang_and_others():
     a = random.uniform(size=(48, 48, 3))
     b = np.clip(a + 0.2 * random.standard_normal(a.shape), 0, 1)
     # what scikit-image 0.26 gives: structural_similarity with gaussian_weights, sigma 1.5, use_sample_covariance=False
-    assert ssim(a, b) == pytest.approx(0.82575302, abs=1e-6)
-    assert ssim(a, a) == pytest.approx(1)
+    assert ssim(a[None], b[None])[0] == pytest.approx(0.82575302, abs=1e-6)
+    assert ssim(a[None], a[None])[0] == pytest.approx(1)
+    assert ssim(a[None, :8, :8], a[None, :8, :8])[0] == pytest.approx(1)  # smaller than the window
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
@@ -182,12 +184,14 @@ def test_sharpness_is_the_variance_of_the_laplacian():
 
 def test_what_is_measured_is_what_the_names_say(run, faces):
     measured = run.evaluate(faces)
-    images, ages, genders = run._load_faces(faces)
+    images, ages, genders = read_faces(faces, run.bins, partial(load_image, size_image=32, channels=3))
     z = run.encode(images)
-    x, made = normalize(images).numpy(), run._generate(z, ages, genders)
+    x, made = normalize(images).numpy(), run.G([z, ages, genders], training=False).numpy()
     assert measured["overall"]["L1"] == pytest.approx(np.abs(x - made).mean(), abs=2e-5)
     assert measured["units"] == MEASURES and set(MEASURES) < set(measured["overall"])
-    young, old = (run._generate(z, np.repeat(run.bins.one_hot([age]), len(z), axis=0), genders) for age in (3, 8))
+    young, old = (
+        run.G([z, run.bins.one_hot([age]).repeat(len(z), axis=0), genders], training=False).numpy() for age in (3, 8)
+    )
     assert measured["overall"]["label_movement_by_bin"]["0-5 to 6-10"] == pytest.approx(
         np.abs(old - young).mean(), abs=2e-5
     )

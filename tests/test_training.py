@@ -7,6 +7,7 @@ import math
 import shutil
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,9 +17,9 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from FaceAging import FaceAging, epoch_name
+from FaceAging import FaceAging
 from ops import load_image
-from support.batches import split
+from support.batches import epoch_name, read_faces, split
 from support.dataset import list_faces
 from support.errors import InputError
 from tests.conftest import TINY, TINY_FLAGS
@@ -112,7 +113,7 @@ def test_sheets_of_training_are_laid_out_as_said(run, faces):
     )
     assert inputs.shape == samples.shape == (side, 6 * side, 3)  # one row: six held-out faces
     assert ladder.shape == (10 * side, 6 * side, 3)  # a column is a face, a row an age
-    images, ages, genders = run._load_faces(held_out)
+    images, _, _ = read_faces(held_out, run.bins, partial(load_image, size_image=side, channels=3))
     assert np.array_equal(inputs, np.concatenate(images, axis=1))
     z = run.encode(images)
     centres = run.bins.centres

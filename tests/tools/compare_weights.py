@@ -21,6 +21,7 @@ of another seed holds out faces that the regressor has seen, though never what t
 
 import argparse
 import csv
+import functools
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import epoch_order, split
+from support.batches import epoch_order, read_faces, split
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import read_config, write_whole
@@ -163,7 +164,8 @@ def compare(folder: Path, regressor: keras.Model, data_folder: Path) -> dict:
     _, held_out = split(faces, model.seed)
     measured = model.evaluate(held_out)
 
-    images, _, _ = model._load_faces(held_out)
+    load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
+    images, _, _ = read_faces(held_out, model.bins, load_image)
     genders = [face.gender for face in held_out]
     z = model.encode(images)
     kept = model.generate(z, [face.age for face in held_out], genders)
