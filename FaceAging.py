@@ -54,6 +54,10 @@ PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and out
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
 D_IMG_FC_LENGTH = 1024
+C_Z_LENGTHS = (256, 256)  # hidden layers of the label classifier on z
+C_Z_RATE = 5  # its learning rate over that of the others: 1e-3 at the defaults
+# the losses that E and G minimise beside the reconstruction, in the order of loss_weights
+WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
 HISTOGRAM_STEPS = 50  # from one histogram of z and the logits to the next
 CHECKPOINT_EPOCHS = 5
 CHECKPOINT_SECONDS = 600
@@ -165,7 +169,7 @@ class FaceAging:
                 self.E = self._encoder()
                 self.G = self._generator()
                 self.D_z = self._discriminator_z()
-                self.D_img = self._discriminator_img()
+                self.D_img, self.D_img_features = self._discriminator_img()
                 self.variables = {
                     "EG": self.E.trainable_variables + self.G.trainable_variables,
                     "D_z": self.D_z.trainable_variables,
@@ -174,6 +178,7 @@ class FaceAging:
                 self.optimizers = {name: self._optimizer() for name in self.variables}
         finally:
             keras.config.set_dtype_policy(policy)
+        self.C_z = None  # the label classifier on z, built by the training that has a weight for it
         # where training stands: epoch and batch are those to come next, step counts every batch ever trained
         self.epoch = tf.Variable(1, dtype=tf.int64, trainable=False)
         self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -236,19 +241,46 @@ class FaceAging:
         logits = ops.fc(x, 1, name=f"D_z_fc{len(D_Z_LENGTHS)}")
         return keras.Model(z, ops.float32_output(logits), name="D_z")  # [batch, 1]
 
-    def _discriminator_img(self) -> keras.Model:
+    def _discriminator_img(self) -> tuple[keras.Model, keras.Model]:
+        """D_img, and the same layers as a network that returns [logits, *D_img's four rectified feature maps]."""
         images = x = self._image_input()
         ages, genders = self._label_inputs()
+        maps = []  # [batch, 64, 64, 16] ... [batch, 8, 8, 128]
         for i, channels in enumerate(D_IMG_CHANNELS):
             x = ops.conv2d(x, channels, self.size_kernel, name=f"D_img_conv{i}")
             x = layers.ReLU()(ops.batch_norm(x, name=f"D_img_bn{i}"))
+            maps.append(x)
             if i == 0:
                 labels = ops.concat_label(ages, genders, max(1, self.num_categories // 2))
                 x = ops.concat_label(x, labels)  # [batch, 64, 64, 16 + 10 + 10]
         x = layers.Flatten()(x)  # [batch, 8 * 8 * 128]
         x = ops.lrelu(ops.fc(x, D_IMG_FC_LENGTH, name="D_img_fc1"))
-        logits = ops.fc(x, 1, name="D_img_fc2")
-        return keras.Model([images, ages, genders], ops.float32_output(logits), name="D_img")  # [batch, 1]
+        logits = ops.float32_output(ops.fc(x, 1, name="D_img_fc2"))  # [batch, 1]
+        inputs = [images, ages, genders]
+        return keras.Model(inputs, logits, name="D_img"), keras.Model(inputs, [logits, *maps])
+
+    def _label_classifier(self) -> keras.Model:
+        """The network that reads age bin and gender from z: logits [batch, num_categories] and [batch, 2]."""
+        z = x = keras.Input([self.num_z_channels], name="z")
+        for i, length in enumerate(C_Z_LENGTHS):
+            x = layers.ReLU()(ops.fc(x, length, name=f"C_z_fc{i}"))
+        ages, genders = ops.fc(x, self.num_categories, name="C_z_age"), ops.fc(x, 2, name="C_z_gender")
+        return keras.Model(z, [ops.float32_output(ages), ops.float32_output(genders)], name="C_z")
+
+    def _add_label_classifier(self) -> None:
+        """Build C_z and its optimizer, unless they are there; the seed fixes its initial weights too."""
+        if self.C_z:
+            return
+        keras.utils.set_random_seed(self.seed)
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(self.precision)
+        try:
+            with self.strategy.scope():
+                self.C_z = self._label_classifier()
+                self.variables["C_z"] = self.C_z.trainable_variables
+                self.optimizers["C_z"] = self._optimizer()
+        finally:
+            keras.config.set_dtype_policy(policy)
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, which the reference program ran with
@@ -260,17 +292,22 @@ class FaceAging:
     # The losses and the step (paper: equations 3 to 6).
 
     def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """One pass through the four networks: z [N, 50], G [N, S, S, C] and the logits [N, 1] of real and generated."""
+        """One pass through the four networks: z [N, 50], G [N, S, S, C], and of real and generated images the logits
+        [N, 1] and D_img's feature maps."""
         images, ages, genders, z_prior = (tf.convert_to_tensor(x) for x in (images, ages, genders, z_prior))
         z = self.E(images, training=training)
         generated = self.G([z, ages, genders], training=training)
+        generated_logits, *generated_maps = self.D_img_features([generated, ages, genders], training=training)
+        input_logits, *input_maps = self.D_img_features([images, ages, genders], training=training)
         return {
             "z": z,
             "G": generated,
             "D_z_logits": self.D_z(z, training=training),
             "D_z_prior_logits": self.D_z(z_prior, training=training),
-            "D_G_logits": self.D_img([generated, ages, genders], training=training),
-            "D_input_logits": self.D_img([images, ages, genders], training=training),
+            "D_G_logits": generated_logits,
+            "D_input_logits": input_logits,
+            "D_G_maps": generated_maps,
+            "D_input_maps": input_maps,
         }
 
     def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
@@ -297,13 +334,30 @@ class FaceAging:
             "tv_loss": ops.total_variation(out["G"]),
         }
 
+    def _label_losses(self, z, ages, genders) -> dict[str, tf.Tensor]:
+        """What C_z minimises, its cross-entropy on age bin and gender; and what E does, to leave it undecided.
+
+        E's is the cross-entropy between "all classes are equally likely" and what C_z says. A latent code that hides
+        the labels is the idea of Fader Networks (Lample et al., NeurIPS 2017).
+        """
+        logits = self.C_z(z, training=True)
+        # labels are in {-1, +1}, probabilities in {0, 1}; a gender that is not known is as likely one as the other
+        errors = [
+            tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, one)
+            for label, one in zip((ages, genders), logits, strict=True)
+        ]
+        return {
+            "E_label_loss": -sum(tf.reduce_mean(tf.nn.log_softmax(one)) for one in logits),
+            "C_z_loss": sum(map(tf.reduce_mean, errors)),
+        }
+
     @tf.function
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
         """Update every network once on a batch; gives the losses and what the histograms show.
 
-        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 [3], those of
-        G_img_loss, E_z_loss and tv_loss beside the reconstruction's 1. Of several workers each passes its part of the
-        batch; the losses are those of the whole.
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 scalars by name, those
+        of WEIGHTED_LOSSES beside the reconstruction's 1. E_label_loss and G_feature_loss are computed only if they have
+        one. Of several workers each passes its part of the batch; the losses are those of the whole.
         """
         batch = images, ages, genders, z_prior
         if self.replicas == 1:
@@ -324,19 +378,24 @@ class FaceAging:
         with tf.GradientTape(persistent=True) as tape:
             out = self.forward(images, ages, genders, z_prior)
             losses = self._losses(images, out)
-            extra = tf.stack([losses["G_img_loss"], losses["E_z_loss"], losses["tv_loss"]])
+            if "E_label_loss" in loss_weights:
+                losses |= self._label_losses(out["z"], ages, genders)
+            if "G_feature_loss" in loss_weights:
+                losses["G_feature_loss"] = feature_loss(out["D_input_maps"], out["D_G_maps"])
             goals = {
-                "EG": losses["EG_loss"] + tf.reduce_sum(loss_weights * extra),
+                "EG": losses["EG_loss"] + sum(weight * losses[name] for name, weight in loss_weights.items()),
                 "D_z": losses["D_z_loss_prior"] + losses["D_z_loss_z"],
                 "D_img": losses["D_img_loss_input"] + losses["D_img_loss_G"],
             }
+            if "C_z_loss" in losses:
+                goals["C_z"] = losses["C_z_loss"]
             # the optimizers sum the gradients over the replicas
             goals = {name: self.optimizers[name].scale_loss(goal / self.replicas) for name, goal in goals.items()}
         # every gradient first, then every update: one simultaneous step
         gradients = {name: tape.gradient(goal, self.variables[name]) for name, goal in goals.items()}
         for name, gradient in gradients.items():
             self.optimizers[name].apply(gradient, self.variables[name])
-        return losses, {name: value for name, value in out.items() if name != "G"}
+        return losses, {name: value for name, value in out.items() if name == "z" or name.endswith("logits")}
 
     # Training.
 
@@ -350,15 +409,17 @@ class FaceAging:
         use_trained_model: bool = True,
         use_init_model: bool = False,
         balance: bool = False,
+        flip: bool = False,
         cache: bool = False,
         notes: dict | None = None,
     ) -> int | None:
         """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
 
-        loss_weights are those of G_img_loss, E_z_loss and tv_loss; the learning rate is multiplied by decay_rate every
-        2 epochs. Without use_trained_model, ten epochs at weights (0, 0, 0) come first and carry over; use_init_model
-        starts from the shipped model instead of random weights. With balance the age bins are drawn equally; with cache
-        the read pictures stay in memory. `notes` are kept in config.json beside what the constructor was given.
+        loss_weights are those of WEIGHTED_LOSSES, three or all five of them; the learning rate is multiplied by
+        decay_rate every 2 epochs. Without use_trained_model, ten epochs with all weights 0 come first and carry over;
+        use_init_model starts from the shipped model instead of random weights. With balance the age bins are drawn
+        equally; with flip half of the faces are mirrored, left to right; with cache the read pictures stay in memory.
+        `notes` are kept in config.json beside what the constructor was given.
 
         Gives None when all epochs are done. On Ctrl-C or SIGTERM the batch in hand is finished, all is saved, and the
         signal's number is given. Raises InputError where training cannot begin or go on, FloatingPointError for a loss
@@ -370,6 +431,9 @@ class FaceAging:
             tf.config.experimental.enable_op_determinism()
         notes = {**(notes or {}), "faces": len(faces)}
         self._check_beginning(use_trained_model, len(faces))
+        weights = by_name(loss_weights)
+        if "E_label_loss" in weights:
+            self._add_label_classifier()
         with contextlib.ExitStack() as stack:
             if self.is_chief:
                 stack.enter_context(ops.locked(self.save_dir))
@@ -378,7 +442,7 @@ class FaceAging:
             if self.num_workers > 1:
                 stack.enter_context(ops.lost_workers_named())
             self._begin(num_epochs, use_trained_model, use_init_model)
-            self._check_workers_agree(training, num_epochs, learning_rate, decay_rate, loss_weights, balance)
+            self._check_workers_agree(training, num_epochs, learning_rate, decay_rate, loss_weights, balance, flip)
             if not self.is_chief:  # it does all that the chief does, but what it writes is thrown away
                 stack.callback(setattr, self, "save_dir", self.save_dir)
                 self.save_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -407,9 +471,10 @@ class FaceAging:
 
             for epoch in range(int(self.epoch), num_epochs + 1):
                 rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
-                for optimizer in self.optimizers.values():
-                    optimizer.learning_rate.assign(rate)
-                weights = tf.constant(loss_weights if epoch > 0 else (0, 0, 0), tf.float32)
+                for name, optimizer in self.optimizers.items():
+                    optimizer.learning_rate.assign(rate * (C_Z_RATE if name == "C_z" else 1))
+                # pre-training, epochs -9 to 0, has no adversaries
+                now = {name: tf.constant(weight if epoch > 0 else 0, tf.float32) for name, weight in weights.items()}
                 batches = dataset.epoch_batches(
                     training,
                     self.bins,
@@ -422,13 +487,14 @@ class FaceAging:
                     seed=self.seed,
                     bad=bad,
                     balance=balance,
+                    flip=flip,
                     shard=(self.worker, self.num_workers),
                 )
                 title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
                 bar = tqdm(batches, title, num_batches, initial=int(self.batch), unit="batch", disable=None)
                 try:
                     for batch in bar:
-                        losses, out = self.train_step(*batch, weights)
+                        losses, out = self.train_step(*batch, now)
                         self.step.assign_add(1)
                         self.batch.assign_add(1)
                         step, done = int(self.step), int(self.batch) / num_batches
@@ -549,7 +615,8 @@ class FaceAging:
     # Checkpoints. The folder `checkpoint` holds ours or, from the reference program, a TensorFlow 1 one.
 
     def _networks(self) -> tuple[keras.Model, ...]:
-        return self.E, self.G, self.D_z, self.D_img
+        networks = self.E, self.G, self.D_z, self.D_img
+        return (*networks, self.C_z) if self.C_z else networks
 
     def _build_optimizers(self) -> None:
         with self.strategy.scope():
@@ -690,6 +757,8 @@ class FaceAging:
             checkpoint = tf.train.Checkpoint(E=ops.named_layers(self.E), G=ops.named_layers(self.G))
             checkpoint.restore(prefix).assert_existing_objects_matched().expect_partial()
         else:
+            if any(name.startswith("C_z/") for name, _ in tf.train.list_variables(prefix)):
+                self._add_label_classifier()
             self._build_optimizers()
             self._checkpoint().restore(prefix).assert_consumed()
 
@@ -987,6 +1056,21 @@ class Portrait(NamedTuple):
     label: tuple[int, ...]
 
 
+def by_name(loss_weights: Sequence[float]) -> dict[str, float]:
+    """Loss weights by the names of WEIGHTED_LOSSES: the paper's three, and of the two others those that are not 0."""
+    named = dict(zip(WEIGHTED_LOSSES, loss_weights, strict=False))
+    return {name: weight for name, weight in named.items() if weight or name in WEIGHTED_LOSSES[:3]}
+
+
+def feature_loss(real: Sequence[tf.Tensor], generated: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The mean absolute difference of two batches' feature maps, summed over the layers.
+
+    Feature matching: Larsen et al., VAE/GAN, ICML 2016; Wang et al., pix2pixHD, CVPR 2018.
+    """
+    pairs = zip(real, generated, strict=True)
+    return sum(tf.reduce_mean(tf.cast(tf.abs(x - y), tf.float32)) for x, y in pairs)
+
+
 def check_finite(values: dict[str, float], step: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
@@ -1032,6 +1116,8 @@ def summary(losses: dict[str, float]) -> str:
     shown = {name: losses[f"{name}_loss"] for name in ("EG", "E_z", "G_img", "tv")}
     shown["D_z"] = losses["D_z_loss_prior"] + losses["D_z_loss_z"]
     shown["D_img"] = losses["D_img_loss_input"] + losses["D_img_loss_G"]
+    optional = {"label": "E_label_loss", "feature": "G_feature_loss", "C_z": "C_z_loss"}
+    shown |= {name: losses[loss] for name, loss in optional.items() if loss in losses}
     return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())
 
 

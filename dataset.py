@@ -366,16 +366,18 @@ def epoch_batches(
     seed: int,
     bad: dict[str, str],
     balance: bool = False,
+    flip: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Batches first_batch, first_batch + 1, ... of an epoch, as they are whenever it is begun.
 
     Yields (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2], z_prior float32
     [B, Z] ~ U(-1, 1)), read ahead by threads. The order is a function of (seed, epoch), z_prior of (seed, step); the
-    last short batch is dropped. `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot
-    be read is replaced by the next of the epoch's order and put into `bad` (reason by path). A worker of shard (index,
-    count) gets its own part of each batch. Raises TooManyBad when more than one in ten faces are bad, and InputError if
-    the workers cannot share a batch equally.
+    last short batch is dropped. With flip half of each batch, drawn by (seed, step), is mirrored left to right.
+    `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot be read is replaced by the
+    next of the epoch's order and put into `bad` (reason by path). A worker of shard (index, count) gets its own part of
+    each batch. Raises TooManyBad when more than one in ten faces are bad, and InputError if the workers cannot share a
+    batch equally.
 
     Not a tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
     """
@@ -401,8 +403,13 @@ def epoch_batches(
         chosen, images = zip(*readers.map(load, range(start, start + part)), strict=True)
         step = first_step + batch - first_batch
         z_prior = np.random.default_rng([seed, 1, step]).uniform(-1, 1, (batch_size, num_z_channels))
+        images = np.stack(images)
+        if flip:
+            mirrored = np.random.default_rng([seed, 2, step]).permutation(batch_size) < batch_size // 2
+            mirrored = mirrored[worker * part : (worker + 1) * part]
+            images[mirrored] = images[mirrored, :, ::-1]
         return (
-            np.stack(images),
+            images,
             bins.one_hot([face.age for face in chosen]),
             gender_labels([face.gender for face in chosen]),
             z_prior[worker * part : (worker + 1) * part].astype(np.float32),

@@ -31,10 +31,11 @@ from dataset import (
     summary,
 )
 
-LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss and tv_loss, beside the reconstruction's 1
+LOSS_WEIGHTS = {  # of G_img_loss, E_z_loss, tv_loss and, if any, E_label_loss and G_feature_loss, beside EG_loss's 1
     "released": (1e-4, 0.0, 0.0),
     "2017": (1e-4, 1e-4, 1e-4),
     "paper": (0.01, 0.01, 0.1),  # section 4.1's 1 : 10 beside 100, divided by 100
+    "aging": (3e-4, 1e-4, 1e-4, 5e-3, 0.1),
 }
 GENDERS = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
 DEMO_FACES = "demo/faces"
@@ -45,14 +46,15 @@ MODEL = {
     "image_size": "size_image",
     "channels": "num_input_channels",
     "num_encoder_channels": "num_encoder_channels",
+    "num_z_channels": "num_z_channels",
     "num_gen_channels": "num_gen_channels",
     "age_bounds": "age_bounds",
     "batch_size": "size_batch",
     "precision": "precision",
     "seed": "seed",
 }
-SIZES = ("image_size", "channels", "num_encoder_channels", "num_gen_channels", "age_bounds")
-TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "unknown_gender")
+SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
+TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "flip", "unknown_gender")
 
 
 def true_or_false(text: str) -> bool:
@@ -105,9 +107,11 @@ def loss_weights(text: str) -> tuple[float, ...]:
         weights = tuple(float(part) for part in text.split(","))
     except ValueError:
         weights = ()
-    if len(weights) != 3 or not all(0 <= weight < math.inf for weight in weights):
-        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(LOSS_WEIGHTS)}, nor three numbers G_img,E_z,tv")
-    return weights
+    if len(weights) not in (3, 5) or not all(0 <= weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(
+            f"{text} is none of {', '.join(LOSS_WEIGHTS)}, nor three numbers G_img,E_z,tv or five with label,feature"
+        )
+    return weights if any(weights[3:]) else weights[:3]
 
 
 def age_bounds(text: str) -> tuple[int, ...]:
@@ -190,11 +194,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=loss_weights,
         default="2017",
         metavar="W",
-        help=f"{', '.join(LOSS_WEIGHTS)}, or three numbers G_img,E_z,tv beside the reconstruction's 1",
+        help=f"{', '.join(LOSS_WEIGHTS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature beside the "
+        "reconstruction's 1",
     )
     flag("--precision", choices=PRECISIONS, default="auto", help="auto takes bfloat16 where the hardware has it")
     flag("--seed", type=seed, default=2017, metavar="N", help="of initial weights, held-out faces, order and z")
     flag("--balance", type=true_or_false, default=False, metavar="BOOL", help="draw the age bins equally")
+    flag("--flip", type=true_or_false, default=False, metavar="BOOL", help="mirror half of the faces, left to right")
     flag("--cache", type=true_or_false, default=False, metavar="BOOL", help="keep the read faces in memory")
     flag(
         "--unknown_gender",
@@ -208,6 +214,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--image_size", type=power_of_two, default=128, metavar="N", help="pixels a side, a power of two")
     flag("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 colour")
     flag("--num_encoder_channels", type=whole_number, default=64, metavar="N", help="of the encoder's first layer")
+    flag("--num_z_channels", type=whole_number, default=50, metavar="N", help="numbers that z has for a face")
     flag("--num_gen_channels", type=whole_number, default=1024, metavar="N", help="of the generator's widest layer")
     flag(
         "--age_bounds",
@@ -233,7 +240,8 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
     if not config:
         return
     remembered = {name: config["model"][key] for name, key in MODEL.items()}
-    remembered |= {name: config["training"][name] for name in TRAINING if name in config["training"]}
+    training = {"flip": False} | config["training"]  # runs before there was this flag did not mirror
+    remembered |= {name: training[name] for name in TRAINING if name in training}
     for name, value in remembered.items():
         value = tuple(value) if isinstance(value, list) else value
         if name in given and getattr(flags, name) not in (value, "auto"):
@@ -348,6 +356,7 @@ def prepare(flags: argparse.Namespace, given: set[str]):
         size_batch=flags.batch_size,
         num_input_channels=flags.channels,
         num_encoder_channels=flags.num_encoder_channels,
+        num_z_channels=flags.num_z_channels,
         num_categories=len(flags.age_bounds) + 1,
         num_gen_channels=flags.num_gen_channels,
         age_bounds=flags.age_bounds,
@@ -369,6 +378,7 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
         use_trained_model=flags.use_trained_model,
         use_init_model=flags.use_init_model,
         balance=flags.balance,
+        flip=flags.flip,
         cache=flags.cache,
         notes={name: getattr(flags, name) for name in TRAINING},
     )

@@ -85,11 +85,11 @@ def measure_step(precision: str) -> dict:
     began = time.perf_counter()
     import tensorflow as tf
 
-    from FaceAging import FaceAging
+    from FaceAging import WEIGHTED_LOSSES, FaceAging
 
     model = FaceAging(size_batch=BATCH, precision=precision)
     batch = random_batch(model)
-    weights = tf.constant([1e-4, 1e-4, 1e-4])
+    weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
 
     def step():
         return model.train_step(*batch, weights)[0]

@@ -19,7 +19,7 @@ import tensorflow as tf
 import main
 import ops
 from dataset import InputError, epoch_batches, split
-from FaceAging import FaceAging
+from FaceAging import WEIGHTED_LOSSES, FaceAging
 from tests.conftest import TINY
 
 README = Path(main.__file__).parent / "README.md"
@@ -49,7 +49,7 @@ def warm(tmp_path_factory, drawn_folder, faces):
     sizes = {"batch_size": 10, "num_z_channels": 50, "seed": 1, "bad": {}, "load_image": model._load_image}
     for step in range(0, WARM_STEPS, 5):
         for batch in epoch_batches(training, model.bins, epoch=step, first_batch=0, first_step=step, **sizes):
-            model.train_step(*batch, tf.constant([1e-4] * 3))
+            model.train_step(*batch, dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4)))
     model.save_checkpoint()
     return folder
 

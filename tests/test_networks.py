@@ -8,10 +8,15 @@ import tensorflow as tf
 from PIL import Image
 
 import ops
-from FaceAging import FaceAging
+from FaceAging import WEIGHTED_LOSSES, FaceAging
 from tests.conftest import TINY
 
 REFERENCE = Path(__file__).parent / "reference"
+
+
+def weigh(weight):
+    """The paper's three losses, all with this weight."""
+    return {name: tf.constant(weight) for name in WEIGHTED_LOSSES[:3]}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(batch):
     model._build_optimizers()
     model.optimizers["EG"].dynamic_scale.assign(1e30)
     before = [weight.numpy() for weight in model.E.trainable_weights]
-    model.train_step((batch[0] * 127.5 + 127.5).astype(np.uint8), *batch[1:], tf.constant([0.0, 0.0, 0.0]))
+    model.train_step((batch[0] * 127.5 + 127.5).astype(np.uint8), *batch[1:], weigh(0.0))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.E.trainable_weights, strict=True))
     assert float(model.optimizers["EG"].dynamic_scale) < 1e30
 
@@ -118,7 +123,7 @@ def test_one_step_updates_all_networks_from_gradients_taken_before(batch):
     weight = model.D_img.get_layer("D_img_fc2").kernel
     gradient = tape.gradient(goal, weight).numpy()
     before = weight.numpy()
-    model.train_step(images, *batch[1:], tf.constant([1e-4, 1e-4, 1e-4]))
+    model.train_step(images, *batch[1:], weigh(1e-4))
     rate = float(model.optimizers["D_img"].learning_rate)
     np.testing.assert_allclose(weight.numpy() - before, -rate * np.sign(gradient), atol=0.1 * rate)
 
