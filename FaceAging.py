@@ -314,11 +314,13 @@ class FaceAging:
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
         check_beginning(self.save_dir, use_trained_model, len(faces), self.config)
-        weights = by_name(loss_weights)
+        named = zip(WEIGHTED_LOSSES, loss_weights, strict=False)
+        # the two losses beyond the paper are not even computed where they weigh nothing
+        weights = {name: weight for name, weight in named if weight or name in WEIGHTED_LOSSES[:3]}
         if "E_label_loss" in weights:
             self.add_label_classifier()
         schedule = num_epochs, learning_rate, decay_rate, weights
-        with Run(self.save_dir, self.devices, loss_line) as run:  # locks the folder and tidies it
+        with Run(self.save_dir, self.devices, loss_line) as run:  # locks the folder, removes what a killed run left
             self._begin(num_epochs, use_trained_model, use_init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             shown = read_faces(held_out, self.bins, self._load_image, self.devices.say)
@@ -330,6 +332,7 @@ class FaceAging:
         return run.stopped_by
 
     def _train_epochs(self, run: Run, batches: Batches, held_out, num_epochs, learning_rate, decay_rate, loss_weights):
+        """Train from where `epoch` and `batch` stand until num_epochs epochs are done, or run.stopped_by says to end."""
         for epoch in range(int(self.epoch), num_epochs + 1):
             # pre-training, epochs -9 to 0, has no adversaries
             weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in loss_weights.items()}
@@ -352,7 +355,7 @@ class FaceAging:
                         run.save(self.save_checkpoint)
                         if run.stopped_by:
                             return
-            except TooManyBad:
+            except TooManyBad:  # what was trained until then is kept
                 run.save(self.save_checkpoint)
                 raise
             for path, reason in batches.newly_bad().items():
@@ -601,7 +604,7 @@ class FaceAging:
 
 
 def paper_losses(images, out: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The losses of the paper and of the reference program, float32 scalars, means over the batch.
+    """The paper's losses (equations 3 to 6) by the reference program's names, float32 scalars, means over the batch.
 
     images: [N, S, S, C] in [-1, 1], the batch x; out: what `FaceAging.forward` returned for it.
     """
@@ -610,12 +613,12 @@ def paper_losses(images, out: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
 
     return {
-        # equation 4's reconstruction; the paper has L2, the reference program and we have L1
+        # the reconstruction: where the paper has L2 (equation 4), the reference program and we have L1
         "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
-        # equation 2, the prior on z: E's part, then D_z's
+        # what E and G want of the discriminators: a z like the prior's, an image like a real one
         "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),
-        # equation 3, real and generated images: G's part
         "G_img_loss": cross_entropy(out["D_G_logits"], 1.0),
+        # what the discriminators want: to tell z of the prior from that of E, and real images from generated ones
         "D_z_loss_prior": cross_entropy(out["D_z_prior_logits"], 1.0),
         "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
         "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
@@ -625,7 +628,7 @@ def paper_losses(images, out: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def objectives(losses: dict, loss_weights: dict) -> dict:
-    """What each network minimises, by the names of `FaceAging.variables` (paper: equation 6).
+    """What each network minimises, by the names of `FaceAging.variables`.
 
     losses: by name, tensors or numbers; loss_weights: those of WEIGHTED_LOSSES, by name.
     """
@@ -637,12 +640,6 @@ def objectives(losses: dict, loss_weights: dict) -> dict:
     if "C_z_loss" in losses:
         minimised["C_z"] = losses["C_z_loss"]
     return minimised
-
-
-def by_name(loss_weights: Sequence[float]) -> dict[str, float]:
-    """Loss weights by the names of WEIGHTED_LOSSES: the paper's three, and of the two others those that are not 0."""
-    named = dict(zip(WEIGHTED_LOSSES, loss_weights, strict=False))
-    return {name: weight for name, weight in named.items() if weight or name in WEIGHTED_LOSSES[:3]}
 
 
 def loss_line(losses: dict[str, float]) -> str:

@@ -135,7 +135,7 @@ def test_two_devices_train_as_one_does(warm, alone, tmp_path):
     assert_equal_runs(alone, folder)
 
 
-def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(warm, alone, tmp_path):
+def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
     folder = copy(warm, tmp_path)
     done = finish(start_workers(folder, "--epoch=4"))
     assert [(status, error) for status, _, error in done] == [(0, "")] * 2
@@ -152,7 +152,7 @@ def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(w
     assert model.load_checkpoint() and int(model.step) == len(losses_of(folder))
 
 
-def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint(warm, tmp_path):
+def test_dead_worker_ends_the_others_with_one_line(warm, tmp_path):
     folder = copy(warm, tmp_path)
     processes = start_workers(folder, "--epoch=4000")
     wait_for_steps(folder, 3, processes)
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint
     assert weights_of(folder)
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_number_to_pass(warm, tmp_path):
+def test_batch_that_devices_cannot_share_is_refused(warm, tmp_path):
     folder = copy(warm, tmp_path)
     ((status, _, error),) = finish([start(folder, "--savedir=other", "--batch_size=10", devices=3)])
     assert status == 2

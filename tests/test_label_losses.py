@@ -41,7 +41,7 @@ def test_both_losses_are_logged_by_name(run):
     assert set(ADDED) <= set(read_events(run.save_dir).Tags()["tensors"])
 
 
-def test_a_resumed_run_with_both_losses_equals_one_that_never_stopped(run, tmp_path, faces):
+def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces):
     for epochs in (1, 2):
         resumed = FaceAging(**TINY, save_dir=tmp_path)
         resumed.train(faces, num_epochs=epochs, loss_weights=AGING, flip=True)
@@ -50,7 +50,7 @@ def test_a_resumed_run_with_both_losses_equals_one_that_never_stopped(run, tmp_p
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
-def test_at_weights_of_zero_there_is_no_classifier_and_every_number_is_as_with_three(tmp_path, faces):
+def test_weights_of_zero_change_no_number(tmp_path, faces):
     models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
     for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
         model.train(faces, num_epochs=1, loss_weights=weights)
@@ -71,7 +71,7 @@ def test_one_of_the_two_losses_is_computed_without_the_other(tmp_path, faces):
     assert columns["feature"] - columns["label"] == {"G_feature_loss"}
 
 
-def test_the_label_losses_are_cross_entropies_with_the_labels_and_with_all_classes_alike(model):
+def test_label_losses_are_two_cross_entropies(model):
     z = np.random.default_rng(0).uniform(-1, 1, (4, 50)).astype(np.float32)
     ages, genders = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, -1])
     losses = label_losses(model.C_z(z), ages, genders)
@@ -99,7 +99,7 @@ def test_the_classifier_learns_five_times_as_fast(run):
     assert rates["C_z"] == pytest.approx(C_Z_RATE * rates["EG"]) == pytest.approx(1e-3)
 
 
-def test_the_feature_loss_is_the_mean_difference_summed_over_the_layers():
+def test_feature_loss_sums_mean_differences():
     real, generated = (
         [tf.zeros([2, 4, 4, 3]), tf.ones([2, 2, 2, 5])],
         [tf.ones([2, 4, 4, 3]), 3 * tf.ones([2, 2, 2, 5])],
@@ -137,7 +137,7 @@ def test_flip_mirrors_half_of_every_batch_by_the_seed(faces):
     assert same(mirrored[3:], batches_of(faces, True, first=3))
 
 
-def test_main_trains_by_the_preset_and_remembers_all_that_it_was_told(workplace, capsys):
+def test_main_trains_by_the_preset_and_remembers_it(workplace, capsys):
     flags = ["--dataset=drawn", "--loss_weights=aging", "--flip=True", "--num_z_channels=20", *TINY_FLAGS]
     assert main.main([*flags, "--epoch=1"]) == 0
     assert "label" in capsys.readouterr().out

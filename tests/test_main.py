@@ -69,7 +69,7 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--epochs 3 --wrong", "--wrong"),
     ],
 )
-def test_a_wrong_flag_is_named_with_status_2_and_nothing_is_written(tmp_path, flags, named):
+def test_wrong_flag_is_named_with_status_2(tmp_path, flags, named):
     done = call(*flags.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -78,7 +78,7 @@ def test_a_wrong_flag_is_named_with_status_2_and_nothing_is_written(tmp_path, fl
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_missing_or_empty_data_set_says_where_faces_go_and_how_to_get_them(tmp_path, made):
+def test_missing_data_set_says_where_to_get_it(tmp_path, made):
     if made:
         (tmp_path / "data" / "UTKFace").mkdir(parents=True)
     done = call(cwd=tmp_path)
@@ -104,7 +104,7 @@ def test_aging_without_pictures_is_refused(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
 
 
-def test_testdir_is_a_folder_a_picture_a_pattern_or_what_a_shell_made_of_one(tmp_path):
+def test_testdir_is_a_folder_a_picture_or_a_pattern(tmp_path):
     names = ["a.jpg", "b.png", "c[1].jpg", "deeper/d.jpg", "notes.txt"]
     (tmp_path / "deeper").mkdir()
     for name in names:

@@ -39,7 +39,7 @@ def batch(io):
     return io["images"], io["age"], io["gender"], io["z_prior"]
 
 
-def test_default_networks_have_the_parameters_of_the_released_checkpoint():
+def test_parameters_are_those_of_the_released_checkpoint():
     model = FaceAging()
     counts = {
         network.name: sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
@@ -93,7 +93,7 @@ def test_a_reference_checkpoint_ages_faces_as_that_program_did(io):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_computes_losses_near_float32_from_float32_weights(precision, batch):
+def test_mixed_precision_losses_are_near_float32(precision, batch):
     full, mixed = (FaceAging(**TINY, precision=p) for p in ("float32", precision))
     assert {weight.dtype for weight in mixed.G.trainable_weights} == {"float32"}
     expected, losses = full.losses(*batch), mixed.losses(*batch)

@@ -50,7 +50,7 @@ def shipped(packed, monkeypatch):
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(8, 127), (16, 1024)])
-def test_packed_weights_are_off_by_half_a_step_of_their_channel_at_most(run, tmp_path, bits, steps):
+def test_packed_weights_are_off_by_half_a_step_at_most(run, tmp_path, bits, steps):
     pack_weights(tmp_path / "weights.npz", [run.E, run.G], bits)
     other = FaceAging(**{**TINY, "seed": 3})
     unpack_weights(tmp_path / "weights.npz", [other.E, other.G])
@@ -88,7 +88,7 @@ def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
         FaceAging.load(tmp_path)
 
 
-def test_without_a_trained_model_the_shipped_one_ages_faces_and_this_is_said(shipped, faces, tmp_path, capsys):
+def test_shipped_model_ages_where_there_is_none(shipped, faces, tmp_path, capsys):
     save_dir = tmp_path / "none"
     assert main.main(["--is_train=False", "--savedir", str(save_dir), "--testdir", faces[0].path]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -104,7 +104,7 @@ def test_training_can_start_from_the_shipped_model(shipped, run, faces, tmp_path
         assert np.abs(ours.numpy() - theirs.numpy()).max() <= np.abs(theirs.numpy()).max() / 100
 
 
-def test_training_of_other_sizes_cannot_and_both_numbers_and_the_flags_are_said(shipped, workplace, capsys):
+def test_shipped_model_of_other_sizes_is_refused(shipped, workplace, capsys):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--num_gen_channels=64", "--num_encoder_channels=8"]
     assert main.main([*flags, "--use_init_model=True"]) == 2
     error = capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_the_model_that_ships_ages_the_faces_that_ship(tmp_path, monkeypatch, ca
     assert (make.SHIPPED_MODEL / "weights.npz").stat().st_size < 80e6
 
 
-def test_demo_train_goes_on_epoch_by_epoch_and_demo_make_makes_what_ships(workplace, monkeypatch):
+def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--precision=float32", "--learning_rate=0.01"]
     assert train.train([*flags, "--epoch=1"]) == 0
     assert train.train(["--epoch=2"]) == 0
