@@ -40,7 +40,8 @@ D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on image
 D_IMG_FC_LENGTH = 1024
 C_Z_LENGTHS = (256, 256)  # hidden layers of the label classifier on z
 C_Z_RATE = 5  # its learning rate over that of the other networks: 1e-3 at the defaults
-# the losses that E and G minimise beside the reconstruction, in the order of loss_weights: the paper's three, two more
+# The losses that E and G minimise beside the reconstruction, in the order of loss_weights. The first three are the
+# paper's; the two others are not even computed where they weigh nothing.
 WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
 CHECKPOINT_EPOCHS = 5  # epochs from one checkpoint to the next
 
@@ -75,8 +76,8 @@ class FaceAging:
     def __post_init__(self):
         self.bins = AgeBins(self.age_bounds)
         self.save_dir = Path(self.save_dir)
-        # E and G have so many layers of stride 2; after them the feature map is 2 ** (size_kernel // 2) pixels a side,
-        # 4 at the defaults
+        # E and G each have so many layers of stride 2; after those of E the feature map is 2 ** (size_kernel // 2)
+        # pixels a side, 4 at the defaults
         self.num_layers = int(np.log2(self.size_image)) - self.size_kernel // 2
         self._check_sizes()
         self.devices = Devices(self.strategy)
@@ -315,7 +316,6 @@ class FaceAging:
         self.devices.make_deterministic()
         check_beginning(self.save_dir, use_trained_model, len(faces), self.config)
         named = zip(WEIGHTED_LOSSES, loss_weights, strict=False)
-        # the two losses beyond the paper are not even computed where they weigh nothing
         weights = {name: weight for name, weight in named if weight or name in WEIGHTED_LOSSES[:3]}
         if "E_label_loss" in weights:
             self.add_label_classifier()
@@ -332,7 +332,7 @@ class FaceAging:
         return run.stopped_by
 
     def _train_epochs(self, run: Run, batches: Batches, held_out, num_epochs, learning_rate, decay_rate, loss_weights):
-        """Train from where `epoch` and `batch` stand until num_epochs epochs are done, or run.stopped_by says to end."""
+        """Train from where `epoch` and `batch` stand until num_epochs epochs are done or run.stopped_by is set."""
         for epoch in range(int(self.epoch), num_epochs + 1):
             # pre-training, epochs -9 to 0, has no adversaries
             weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in loss_weights.items()}
