@@ -56,6 +56,9 @@ D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on image
 D_IMG_FC_LENGTH = 1024
 C_Z_LENGTHS = (256, 256)  # hidden layers of the label classifier on z
 C_Z_RATE = 5  # its learning rate over that of the others: 1e-3 at the defaults
+# TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
+# Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
+OPTIMIZER_NAMES = {"EG": "adam", "D_z": "adam_1", "D_img": "adam_2", "C_z": "adam_3"}
 # the losses that E and G minimise beside the reconstruction, in the order of loss_weights
 WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
 HISTOGRAM_STEPS = 50  # from one histogram of z and the logits to the next
@@ -175,7 +178,7 @@ class FaceAging:
                     "D_z": self.D_z.trainable_variables,
                     "D_img": self.D_img.trainable_variables,
                 }
-                self.optimizers = {name: self._optimizer() for name in self.variables}
+                self.optimizers = {name: self._optimizer(name) for name in self.variables}
         finally:
             keras.config.set_dtype_policy(policy)
         self.C_z = None  # the label classifier on z, built by the training that has a weight for it
@@ -278,13 +281,13 @@ class FaceAging:
             with self.strategy.scope():
                 self.C_z = self._label_classifier()
                 self.variables["C_z"] = self.C_z.trainable_variables
-                self.optimizers["C_z"] = self._optimizer()
+                self.optimizers["C_z"] = self._optimizer("C_z")
         finally:
             keras.config.set_dtype_policy(policy)
 
-    def _optimizer(self) -> keras.optimizers.Optimizer:
+    def _optimizer(self, name: str) -> keras.optimizers.Optimizer:
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, which the reference program ran with
-        optimizer = ops.Adam(beta_1=0.5, epsilon=1e-8)
+        optimizer = ops.Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer

