@@ -22,7 +22,7 @@ from keras import layers
 from tqdm import tqdm
 
 import ops
-from support import checkpoints, portraits
+from support import checkpoints, latent, portraits
 from support.batches import INFERENCE_BATCH, PRETRAINING_EPOCHS, Batches, epoch_name, in_batches, read_faces, split
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
@@ -32,7 +32,7 @@ from support.fast_ops import Adam, total_variation
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.images import fit_image, save_image, to_image
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, AgeBins, gender_labels
-from support.pictures import IN_A_ROW, animate_training, grid
+from support.pictures import IN_A_ROW, animate_training, grid, sheet
 from support.run import Run, check_beginning, check_finite
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -93,6 +93,7 @@ class FaceAging:
             self.D_z = self._discriminator_z()
             self.D_img = self._discriminator_img()
         self.D_img_features = self._feature_maps()
+        self.z_distribution = None  # how z of real faces is distributed: that of a packed model, or fitted by `fit_z`
         self.C_z = None  # the label classifier on z, built by a training that has a weight for it
         self.networks = {network.name: network for network in (self.E, self.G, self.D_z, self.D_img)}
         # what each objective is minimised over
@@ -460,6 +461,7 @@ class FaceAging:
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir or path)
         if not model.load_checkpoint(path, networks_only=True):
             raise InputError(f"{path} holds no trained model yet: train one, or name another --savedir")
+        model.z_distribution = checkpoints.read_distribution(path)
         return model
 
     # Measuring and aging.
@@ -492,6 +494,23 @@ class FaceAging:
         if images.shape[1:] != (size, size, channels):
             images = np.stack([fit_image(to_image(image), size, channels) for image in images])
         return self._z_of(images)
+
+    def fit_z(self, faces: Sequence[Face]) -> None:
+        """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
+        parts = [faces[i : i + INFERENCE_BATCH] for i in range(0, len(faces), INFERENCE_BATCH)]
+        bar = tqdm(parts, "Encoding", unit="batch", delay=5, disable=None)
+        z = [self._z_of(read_faces(part, self.bins, self._load_image)[0]) for part in bar]
+        self.z_distribution = latent.fit(np.concatenate(z))
+
+    def sample(self, count: int, seed: int = 2017) -> np.ndarray:
+        """z of so many people who do not exist, float32 [count, num_z_channels] in (-1, 1).
+
+        They are drawn from z_distribution or, where the model has none, from the prior U(-1, 1), of which it makes
+        rougher faces. The shipped model has one; `fit_z` fits it for others.
+        """
+        if self.z_distribution:
+            return latent.draw(self.z_distribution, count, seed)
+        return np.random.default_rng(seed).uniform(-1, 1, (count, self.num_z_channels)).astype(np.float32)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female).
@@ -577,6 +596,17 @@ class FaceAging:
         name = f"as {GENDER_NAMES[gender]}"
         path = folder / f"test_{name.replace(' ', '_')}{suffix}.png"
         portraits.draw_sheet(path, row, kept, aged, self.bins, title=name)
+
+    def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
+        """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""
+        z = self.sample(count, seed)
+        for first in tqdm(range(0, count, IN_A_ROW), "Drawing", unit="sheet", disable=None):
+            row = z[first : first + IN_A_ROW]
+            suffix = f"_{first // IN_A_ROW + 1}" if first else ""
+            for gender in genders:
+                aged = ops.denormalize(self._at_every_age(row, gender_labels([gender] * len(row)))).numpy()
+                path = self.save_dir / "test" / f"random_as_{GENDER_NAMES[gender]}{suffix}.png"
+                save_image(path, sheet(aged, self.bins.names, title=f"as {GENDER_NAMES[gender]}"))
 
     def blend(
         self,

@@ -16,6 +16,8 @@ from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
 from support.labels import AgeBins
 
+FITTED_FACES = 2000  # faces that the distribution of z is fitted to
+
 # What imports TensorFlow, which takes seconds, is imported where flags and folders have been checked.
 
 
@@ -146,6 +148,8 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
 
 def test(flags: argparse.Namespace, given: set[str]) -> int:
     check_aging(flags)
+    if flags.random:
+        return draw_random(flags, given)
     paths = flags.blend or find_pictures(flags.testdir or [DEMO_FACES])
     model = load(flags, given)
     if flags.blend:
@@ -164,6 +168,26 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     for path in drawn or [folder / "test_as_xxx.png"]:
         print(f"Done! Results are saved as {printable(str(path))}")
     return 0
+
+
+def draw_random(flags: argparse.Namespace, given: set[str]) -> int:
+    seed = flags.seed  # here it says who is drawn, not how the run began
+    model = load(flags, given - {"seed"})
+    if not model.z_distribution:
+        fit_z(model, flags)
+    model.draw_random(flags.random, GENDERS[flags.gender], seed)
+    print(f"Done! Results are saved as {printable(str(model.save_dir / 'test' / 'random_as_xxx.png'))}")
+    return 0
+
+
+def fit_z(model, flags: argparse.Namespace) -> None:
+    """Fit how z of real faces is distributed to those that the run was trained on, where they are still there."""
+    try:
+        training, _ = split(list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces, model.seed)
+    except InputError as error:
+        print(f"z is drawn from U(-1, 1), which makes rougher faces, as its distribution cannot be fitted: {error}")
+    else:
+        model.fit_z(training[:FITTED_FACES])
 
 
 def main(argv: list[str] | None = None) -> int:

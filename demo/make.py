@@ -1,10 +1,11 @@
 """Make what ships in demo/ from a run of demo.train: `python -m demo.make save/shipped`, or only some steps of it.
 
-- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights;
+- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights, and how z of the faces that it
+  was trained on is distributed;
 - card: the numbers in demo/model/README.md, measured on the run's held-out faces, which must be in data/;
-- faces: demo/faces, twenty faces of random z, each of two at another age bin, one as male and one as female. They are
-  taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old. Pictures
-  that were in the folder are removed;
+- faces: demo/faces, twenty people who do not exist (`FaceAging.sample`), each of two at another age bin, one as male
+  and one as female. They are taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old.
+  Pictures that were in the folder are removed;
 - pictures: demo/sample.png (those faces and their reconstructions), demo/test.png (ten of them at every age),
   demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
 
@@ -15,6 +16,7 @@ import argparse
 import csv
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from PIL import Image
 import main
 from support import pictures
 from support.batches import split
-from support.dataset import find_dataset, list_faces, parse_name, picture_names
+from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
 from support.errors import InputError
 from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
 from support.images import save_image
@@ -55,14 +57,28 @@ def read_losses(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def pack(run: Path, bits: int = 8, folder: Path | None = None) -> None:
-    """Write the latest E and G of a run into the folder, or else into demo/model."""
+def faces_of(run: Path) -> tuple[list[Face], list[Face]]:
+    """Returns (training, held out), the faces that a run was trained on and the others of its data set."""
+    config = read_config(run)
+    training = config["training"]
+    return split(
+        list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces, config["model"]["seed"]
+    )
+
+
+def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[Face] = ()) -> None:
+    """Write the latest E and G of a run into the folder, or else into demo/model.
+
+    With faces they carry the distribution of z over them, for `FaceAging.sample`.
+    """
     folder = folder or SHIPPED_MODEL
     model = FaceAging.load(run)
     config = read_config(run)
     step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
     config["training"] |= {"steps": step, "epochs": round(float(read_losses(run)[step - 1]["epoch"]), 2)}
-    pack_weights(folder / PACKED, [model.E, model.G], bits)
+    if faces:
+        model.fit_z(faces)
+    pack_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
     write_json(folder / "config.json", config)
 
 
@@ -70,8 +86,7 @@ def write_card(run: Path) -> None:
     """Put the numbers of the packed model, and what packing costs, between the marks of demo/model/README.md."""
     training = read_config(SHIPPED_MODEL)["training"]
     model = FaceAging.load()
-    listed = list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces
-    _, held_out = split(listed, model.seed)
+    _, held_out = faces_of(SHIPPED_MODEL)
     measured = model.evaluate(held_out)
     costs = {"8 bits, as shipped": measured, "float32, as trained": FaceAging.load(run).evaluate(held_out)}
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +140,7 @@ def make_faces() -> None:
     ages = np.repeat([3, 8, 13, 18, 25, 35, 45, 55, 65, 78], 2)
     genders = np.tile([MALE, FEMALE], len(ages) // 2)
     order = np.random.default_rng(FACES_SEED).permutation(len(ages))  # that the first ten are of all ages
-    z = np.random.default_rng(FACES_SEED).uniform(-1, 1, (len(ages), model.num_z_channels)).astype(np.float32)
+    z = model.sample(len(ages), FACES_SEED)
     for path in FACES.glob("*.png"):
         path.unlink()
     images = model.generate(z, ages[order], genders[order])
@@ -167,7 +182,12 @@ def draw_pictures(run: Path) -> None:
         pictures.save_animation(DEMO / "demo_train.gif", frames, frame_seconds=0.4, max_bytes=GIF_BYTES)
 
 
-STEPS = {"model": pack, "card": write_card, "faces": lambda run: make_faces(), "pictures": draw_pictures}
+STEPS = {
+    "model": lambda run: pack(run, faces=faces_of(run)[0]),
+    "card": write_card,
+    "faces": lambda run: make_faces(),
+    "pictures": draw_pictures,
+}
 
 
 def make(argv: list[str]) -> int:

@@ -3,7 +3,8 @@
 Takes main.py's flags, with half the channels and batches of 64 where they are not given; goes on where it was stopped.
 After each epoch, beside what every run writes:
 
-- `random/NN.png`: the same ten random z (columns; five as male, five as female) at every age (rows, young to old);
+- `random/NN.png`: ten people who do not exist (columns; five as male, five as female) at every age (rows, young to
+  old). Each is the same place of the distribution of z after every epoch;
 - `held_out.csv`: what `FaceAging.evaluate` measures on the held-out faces, a row an epoch.
 """
 
@@ -29,14 +30,14 @@ RANDOM_FACES = [MALE] * 5 + [FEMALE] * 5
 
 
 def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int = 2) -> np.ndarray:
-    """Faces of fixed random z ~ U(-1, 1), of the given genders, at every bin's centre: uint8 [bins, N, S, S, C]."""
-    z = np.random.default_rng(seed).uniform(-1, 1, (len(genders), model.num_z_channels)).astype(np.float32)
+    """Returns people who do not exist, of the given genders, at every bin's centre: uint8 [bins, N, S, S, C]."""
+    z = model.sample(len(genders), seed)
     bins = len(model.bins)
     aged = model.generate(np.tile(z, (bins, 1)), np.repeat(model.bins.centres, len(z)), np.tile(genders, bins))
     return aged.reshape(bins, len(z), *aged.shape[1:])
 
 
-def keep_epoch(model: FaceAging, held_out: list) -> None:
+def keep_epoch(model: FaceAging, training: list, held_out: list) -> None:
     """Write the sheet and the row of the epoch just done, unless a run before this one has."""
     epoch = int(model.epoch) - 1
     sheet = model.save_dir / "random" / f"{epoch_name(epoch)}.png"
@@ -51,6 +52,7 @@ def keep_epoch(model: FaceAging, held_out: list) -> None:
         if empty:
             writer.writeheader()
         writer.writerow(row)
+    model.fit_z(training[: main.FITTED_FACES])
     faces = random_faces(model)
     save_image(sheet, grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))
 
@@ -62,11 +64,11 @@ def train(argv: list[str]) -> int:
             flags, given = parse_flags([*HALF, *argv])
         listing = main.find_faces(flags, given)
         model, faces = main.build(flags, listing), listing.faces
-        _, held_out = split(faces, model.seed)
+        training, held_out = split(faces, model.seed)
         model.load_checkpoint()
         while True:
             if model.batch == 0 and model.epoch > 1:
-                keep_epoch(model, held_out)
+                keep_epoch(model, training, held_out)
             if model.epoch > flags.epoch:
                 return 0
             # epoch by epoch, each by going on from the checkpoint of the one before

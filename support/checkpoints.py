@@ -22,6 +22,7 @@ from keras import layers
 
 from support.errors import InputError, reason
 from support.files import read_config, sync_folder, write_whole
+from support.latent import Distribution
 
 FOLDER = "checkpoint"  # the folder of a run that holds its checkpoints; in it a file of this name lists them
 PACKED = "weights.npz"  # the file that holds the weights of a packed model
@@ -251,12 +252,15 @@ def read_reference_config(save_dir: str | Path) -> dict:
     return {"model": model, "training": {}, "versions": {}}
 
 
-def pack_weights(path: str | Path, networks: Sequence[keras.Model], bits: int = 8) -> None:
+def pack_weights(
+    path: str | Path, networks: Sequence[keras.Model], bits: int = 8, distribution: Distribution | None = None
+) -> None:
     """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with a scale per output channel.
 
-    Biases stay as they are. Keys are those of `reference_name`; the scales of an int8 array w are "w/scale".
+    Biases stay as they are. Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The
+    distribution of z over real faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
     """
-    arrays = {}
+    arrays = {f"z/{name}": values for name, values in distribution._asdict().items()} if distribution else {}
     for layer in itertools.chain.from_iterable(network.layers for network in networks):
         for variable in layer.weights:
             name, values = reference_name(variable), variable.numpy()
@@ -271,6 +275,15 @@ def pack_weights(path: str | Path, networks: Sequence[keras.Model], bits: int = 
             arrays[name] = values
     with write_whole(path) as temporary:
         np.savez_compressed(temporary, **arrays)
+
+
+def read_distribution(folder: Path) -> Distribution | None:
+    """Returns the distribution of z that a packed model in the folder carries, or None where there is none."""
+    if not (folder / PACKED).is_file():
+        return None
+    with np.load(folder / PACKED, allow_pickle=False) as arrays:
+        names = [f"z/{name}" for name in Distribution._fields]
+        return Distribution(*(arrays[name] for name in names)) if names[0] in arrays else None
 
 
 def unpack_weights(path: str | Path, networks: Sequence[keras.Model]) -> None:

@@ -18,7 +18,8 @@ LOSS_WEIGHTS = {
 }
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = "demo/faces"
-AGING = {"testdir", "gender", "age", "animate", "align", "blend"}
+AGING = {"testdir", "random", "gender", "age", "animate", "align", "blend"}
+MOST_RANDOM = 10_000  # people that --random draws at once
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 # What a run remembers in its config.json: the flags of MODEL under "model", by the names that the constructor of
 # FaceAging has for them, and those of TRAINING under "training".
@@ -47,6 +48,13 @@ def whole_number(text: str, low: int = 1) -> int:
     if not text.isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} up")
     return int(text)
+
+
+def random_people(text: str) -> int:
+    number = whole_number(text)
+    if number > MOST_RANDOM:
+        raise argparse.ArgumentTypeError(f"{text} people are more than {MOST_RANDOM:,}: draw them in parts, by --seed")
+    return number
 
 
 def seed(text: str) -> int:
@@ -151,6 +159,12 @@ def _add_aging(flag) -> None:
         metavar="DIR",
         help="the faces to age are in a folder, a picture, or a pattern such as 'dir/*.jpg'; without it "
         f"{DEMO_FACES} is taken",
+    )
+    flag(
+        "--random",
+        type=random_people,
+        metavar="N",
+        help="N people who do not exist are drawn instead, at every age; --seed draws others",
     )
     flag("--gender", choices=GENDERS, default="both", help="the faces are shown as male, as female or as both")
     flag("--age", type=ages, metavar="A,B,...", help="each face is shown at these ages in years, a picture per age")
@@ -272,6 +286,9 @@ def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
     if flags.testdir and flags.blend:
         raise InputError("--is_train False takes either --testdir, the faces to age, or --blend, two of them")
+    for name in ("testdir", "blend", "age", "animate", "align"):
+        if flags.random and getattr(flags, name):
+            raise InputError(f"--random draws people who do not exist, at every age: leave out --{name}")
     if flags.blend and flags.animate:
         raise InputError("--blend draws one picture: leave out --animate")
     for path in flags.blend or ():
