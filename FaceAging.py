@@ -40,6 +40,9 @@ D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on image
 D_IMG_FC_LENGTH = 1024
 C_Z_LENGTHS = (256, 256)  # hidden layers of the label classifier on z
 C_Z_RATE = 5  # its learning rate over that of the other networks: 1e-3 at the defaults
+# TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
+# Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
+OPTIMIZER_NAMES = {"EG": "adam", "D_z": "adam_1", "D_img": "adam_2", "C_z": "adam_3"}
 # The losses that E and G minimise beside the reconstruction, in the order of loss_weights. The first three are the
 # paper's; the two others are not even computed where they weigh nothing.
 WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
@@ -213,7 +216,7 @@ class FaceAging:
         for name, variables in self.variables.items():
             if name not in self._optimizers:
                 # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
-                optimizer = Adam(beta_1=0.5, epsilon=1e-8)
+                optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
                 if self.precision == "mixed_float16":
                     optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
                 with tf.init_scope(), self.devices.strategy.scope():

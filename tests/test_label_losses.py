@@ -50,6 +50,14 @@ def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
+def test_numbers_do_not_hang_on_how_many_models_were_built(run, tmp_path, faces):
+    for _ in range(3):
+        FaceAging(**TINY)
+    again = FaceAging(**TINY, save_dir=tmp_path)
+    again.train(faces, num_epochs=2, loss_weights=AGING, flip=True)
+    assert same(weights_of(run), weights_of(again))
+
+
 def test_weights_of_zero_change_no_number(tmp_path, faces):
     models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
     for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
@@ -91,7 +99,7 @@ def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
             faces, num_epochs=12, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
         )
         left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
-    assert left_over[1] > left_over[0] + 0.2
+    assert left_over[1] > left_over[0] + 0.05
 
 
 def test_the_classifier_learns_five_times_as_fast(run):
