@@ -36,7 +36,6 @@ from tqdm import tqdm
 import dataset
 import ops
 import pictures
-from align import align_faces, looks_aligned, opencv
 from dataset import (
     AGE_BOUNDS,
     FEMALE,
@@ -49,6 +48,7 @@ from dataset import (
     gender_labels,
     read_config,
 )
+from support.align import find_faces, looks_aligned
 
 PRETRAINING_EPOCHS = 10  # without adversaries, numbered -9 to 0: before and outside the epochs of the training proper
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -874,10 +874,9 @@ class FaceAging:
     def _read_portraits(self, paths: Sequence[str | Path], align: bool) -> Iterator["Portrait"]:
         if align:
             try:
-                opencv()
-            except InputError as error:
-                print(f"{error}; until then the middle of each picture is taken", file=sys.stderr)
-                align = False
+                from support import finder  # noqa: F401  (it needs mtcnn, and loads it)
+            except ImportError as error:
+                raise InputError(f"--align needs mtcnn: pip install -r requirements.txt ({error})") from error
         names, doubtful = set(), []
         for path in tqdm(paths, "Aging", unit="picture", disable=None):
             try:
@@ -885,7 +884,7 @@ class FaceAging:
             except dataset.BadPicture as error:
                 tqdm.write(f"Left out: {error}")
                 continue
-            faces = [Image.fromarray(face) for face in align_faces(np.asarray(image))] if align else [image]
+            faces = [Image.fromarray(face.image) for face in find_faces(image).faces] if align else [image]
             if not faces:
                 tqdm.write(f"Left out: {dataset.shown(str(path))}: no face found")
             _, *label = dataset.parse_name(Path(path).name) or (None, UNKNOWN)

@@ -162,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=true_or_false,
         default=False,
         metavar="BOOL",
-        help="find, level and crop the faces of photos first (pip install 'opencv-python-headless<5')",
+        help="find every face in a photo, at any size and angle, and level and crop it first",
     )
     flag("--blend", nargs=2, type=Path, metavar="FACE", help="the way from one face to another, at both their ages")
 

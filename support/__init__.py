@@ -1,0 +1,1 @@
+"""What FaceAging and main are built on; skip it at first."""
