@@ -15,6 +15,7 @@ WORKING_SIDE = 2000
 SMALLEST_FACE = 24
 PROPOSALS = 300  # at most, of one size and of all: gravel gives thousands, and the second network takes its time
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+VIEW_SIDE = 48  # pixels a side that the last network sees
 CPU = "CPU:0"  # a GPU waits longer for such small networks than it computes
 
 
