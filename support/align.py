@@ -1,195 +1,129 @@
-"""A photo as it comes from a phone, made into faces that lie as the training faces do (optional extra: OpenCV 4)."""
+"""Any photo made into faces that lie as the training faces do, each placed by its eyes, nose and mouth."""
 
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from support.errors import InputError
-
-# Where UTKFace's aligned pictures have the eyes, left and right in the picture, as fractions of its width and height:
-# medians of OpenCV's eye_tree_eyeglasses cascade over 400 of them (spread: 0.022 across, 0.013 down). And the chin, in
-# the middle, where the mean of as many darkens most.
-EYES = ((0.29, 0.30), (0.69, 0.30))
-CHIN = (0.49, 0.953)
-# Centre and side, in the same fractions, of the box the finder below draws round a UTKFace face: means over 400 of
-# them set into larger canvases; `tests.tools.measure_alignment` measures all of these again.
-BOX_CENTRE = (0.490, 0.411)
-BOX_SIDE = 0.993
-
-# A cascade still sees a face that leans by 10 degrees, and none that leans by 30.
-TURNS = (-20, -10, 0, 10, 20)
-WORKING_SIDE = 640  # longest side, in pixels, of the picture that is searched: a face of 40 pixels there is found
-SMALLEST_BOX = 40
-BORDER = 1 / 8  # of the longest side: the box round a face that fills its picture reaches beyond the picture
-STRONG_VOTES = 12  # windows over all turns: 29 false finds in 295 scenes had 4 to 10, 96% of the faces had 12 or more
-CORRECTIONS = 4  # steps of the linear correction, each by 0.6 of what is foretold: whole steps overshoot
-CORRECTION_RATE = 0.6
-
-# Linear maps from a normalised 16 x 16 grey picture, float16 [16 * 16 + 1, 5], the last row the offsets: the first four
-# columns foretell how far a crop lies from the training faces' place (right, down, scale, turn), the fifth is above 0
-# for an aligned face. Ridge regression over some thousand faces by `tests.tools.measure_alignment --fit`.
-STATISTICS = Path(__file__).parents[1] / "demo" / "aligned_face.npy"
-SMALL_SIDE = 16
-FAINTEST = 4.0  # standard deviation in grey levels under which a small picture shows nothing
+# Where UTKFace's aligned pictures have the eyes, the nose and the corners of the mouth, left before right as they are
+# seen, in fractions of the picture's side: medians that `tests/tools/measure_alignment.py template` prints.
+TEMPLATE = np.array([(0.296, 0.291), (0.689, 0.292), (0.492, 0.518), (0.320, 0.693), (0.665, 0.694)])
+VIEW = (TEMPLATE - 0.06) / 0.86  # where they are, likewise, in the smaller square that is looked at twice
+SMALLEST_CROP, LARGEST_CROP = 16, 1024  # pixels a side
+# Of 300 faces in scenes none was less than 98.5% sure, or had a point farther off than 0.11; of what was found in 290
+# images without a face, in four quarter turns each, nothing was more than 78% sure.
+CONFIDENCE = 0.95
+DEVIATION = 0.15  # of any of the five points from TEMPLATE, in sides of the crop: a face in profile has more
+DISCRIMINANT = Path(__file__).parents[1] / "demo" / "aligned_face.npy"  # float16 [513], by measure_alignment.py fit
 
 
-def align_faces(image: np.ndarray) -> list[np.ndarray]:
+class Face(NamedTuple):
+    """A face found in a photo, and its crop."""
+
+    points: np.ndarray  # float [5, 2]: eyes, nose and corners of the mouth, in pixels of the photo
+    confidence: float  # from 0 to 1
+    frame: np.ndarray  # float [2, 3]: the map from the crop's unit square to pixels of the photo
+    image: np.ndarray  # the crop, uint8 [side, side, 3], as large as in the photo within SMALLEST_ and LARGEST_CROP
+
+
+class Found(NamedTuple):
+    """What a photo shows."""
+
+    faces: list[Face]  # from left to right
+    dropped: list[str]  # what was found but is no face, or none to be used: where it is, and why
+
+
+def find_faces(photo: Image.Image) -> Found:
     """Find every face in a photo, level it and crop it as UTKFace's faces are cropped.
 
-    image: uint8 [H, W, 3], upright (EXIF rotation applied). Returns uint8 [side, side, 3] pictures from left to right,
-    each at the face's own size in pixels; what lies beyond the photo repeats its edge. Empty where no face is found.
-    Raises InputError where OpenCV is missing or carries no cascades.
+    Where it shows none, it is searched on its sides and on its head. Raises ImportError where mtcnn is not installed.
     """
-    return [sample(image, frame, max(SMALL_SIDE, round(side_of(frame)))) for frame in find_frames(image)]
+    photo = photo if photo.mode == "RGB" else photo.convert("RGB")
+    found = [_believe(photo, quarters=0)]
+    if not found[0].faces:
+        found += [_believe(photo, quarters) for quarters in (1, 2, 3)]
+    return max(found, key=lambda turned: sum(face.confidence for face in turned.faces))
 
 
 def looks_aligned(image: np.ndarray) -> bool:
-    """Whether a square picture, uint8 [S, S] or [S, S, 1 or 3], has a face about where the training faces are.
-
-    Needs no OpenCV. A linear discriminant on the 16 x 16 grey picture, set to doubt 1.5% of UTKFace's own faces.
-    """
-    small = shrink(image)
-    return bool(small.std() >= FAINTEST and foretell(small)[4] > 0)
+    """Whether a square image, uint8 [S, S] or [S, S, 1 or 3], shows a face that lies about as the training faces do."""
+    return bool(features(image) @ np.load(DISCRIMINANT).astype(float) > 0)
 
 
-def find_frames(image: np.ndarray) -> list[np.ndarray]:
-    """Each face's frame, float [2, 3]: the map from the unit square of the aligned picture to pixels of the photo."""
-    grey = opencv().cvtColor(image, opencv().COLOR_RGB2GRAY)
-    frames = [correct(grey, box_frame(box)) for box in find_faces(grey)]
-    return sorted(frames, key=lambda frame: frame[0] @ (0.5, 0.5, 1))
+def _believe(photo: Image.Image, quarters: int) -> Found:
+    """Look again at what is found in a photo turned left by quarters, and keep what is a face."""
+    from support import finder  # imports TensorFlow, which takes seconds
 
-
-def find_faces(grey: np.ndarray) -> list[np.ndarray]:
-    """One box, float [5], for every face in a grey photo, uint8 [H, W]: those that enough windows vote for."""
-    return [mean_box(boxes) for boxes in group(find_boxes(grey)) if boxes[:, 4].sum() >= STRONG_VOTES]
-
-
-def find_boxes(grey: np.ndarray) -> np.ndarray:
-    """What the cascade finds in a grey photo turned by each of TURNS.
-
-    grey: uint8 [H, W]. Returns float [N, 5]: centre (x, y), side in pixels, turn in degrees, votes.
-    """
-    cv2 = opencv()
-    shrunk = min(1, WORKING_SIDE / max(grey.shape))
-    if shrunk < 1:
-        grey = cv2.resize(grey, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
-    border = round(BORDER * max(grey.shape))
-    grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
-    height, width = grey.shape
-    boxes = []
-    for degrees in TURNS:
-        turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-        size = np.abs(turn[:, :2]) @ (width, height)  # of the canvas that holds the turned photo
-        turn[:, 2] += size / 2 - (width / 2, height / 2)
-        turned = cv2.warpAffine(grey, turn, tuple(np.ceil(size).astype(int).tolist()), borderMode=cv2.BORDER_REPLICATE)
-        found, votes = _cascade().detectMultiScale2(turned, 1.1, 3, minSize=(SMALLEST_BOX, SMALLEST_BOX))
-        back = cv2.invertAffineTransform(turn)
-        for (left, top, side, _), count in zip(found, np.ravel(votes), strict=True):
-            centre = back @ (left + side / 2, top + side / 2, 1) - border
-            boxes.append((*(centre / shrunk), side / shrunk, degrees, count))
-    return np.array(boxes, float).reshape(-1, 5)
-
-
-def group(boxes: np.ndarray) -> list[np.ndarray]:
-    """Boxes, float [N, 5], put together face by face, the most voted first."""
-    groups: list[list[np.ndarray]] = []
-    for box in boxes[np.argsort(-boxes[:, 4], kind="stable")]:
-        for others in groups:
-            if np.hypot(*(box[:2] - others[0][:2])) < 0.4 * max(box[2], others[0][2]):
-                others.append(box)
-                break
+    looks = [_look_again(photo, points, finder) for points in finder.find_points(photo, quarters)]
+    faces, dropped = [], []
+    for face in sorted(looks, key=lambda face: -face.confidence):
+        (x, y), side = face.points.mean(0), side_of(face.frame)
+        apart = [np.abs(other.points.mean(0) - (x, y)).max() / max(side, side_of(other.frame)) for other in faces]
+        if face.confidence < CONFIDENCE:
+            doubt = f"only {face.confidence:.0%} sure to be a face"
+        elif np.hypot(*(apply(face.frame, TEMPLATE) - face.points).T).max() > DEVIATION * side:
+            doubt = "eyes, nose and mouth are not where a face has them"
+        elif min(apart, default=1) < 0.5:
+            doubt = "inside another face"
+        elif not looks_aligned(face.image):
+            doubt = "unlike the training faces"
         else:
-            groups.append([box])
-    return [np.array(others) for others in groups]
+            faces.append(face)
+            continue
+        dropped.append(f"at ({x:.0f}, {y:.0f}), {side:.0f} pixels wide: {doubt}")
+    return Found(sorted(faces, key=lambda face: face.points[:, 0].mean()), dropped)
 
 
-def mean_box(boxes: np.ndarray) -> np.ndarray:
-    """One face's boxes, float [N, 5], averaged by their squared votes, which are most where the turn levels it."""
-    return np.average(boxes, axis=0, weights=boxes[:, 4] ** 2)
+def _look_again(photo: Image.Image, points: np.ndarray, finder) -> Face:
+    """The face at five points, float [5, 2]: a second look, at the level face alone, places them better."""
+    view = similarity(VIEW, points)
+    points, confidence = finder.look(sample(photo, view, finder.VIEW_SIDE))
+    frame = similarity(TEMPLATE, points := apply(view, points))
+    side = int(np.clip(round(side_of(frame)), SMALLEST_CROP, LARGEST_CROP))
+    return Face(points, confidence, frame, sample(photo, frame, side))
 
 
-def box_frame(box: np.ndarray) -> np.ndarray:
-    """The frame, float [2, 3], of an aligned picture whose face has this box, float [5]."""
-    x, y, side, degrees = box[:4]
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn = side / BOX_SIDE * np.array([[c, -s], [s, c]])
-    return np.column_stack([turn, np.array([x, y]) - turn @ BOX_CENTRE])
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The rotation, scale and shift, float [2, 3], that take points [N, 2] nearest to others, by least squares."""
+    z, w = source @ (1, 1j), target @ (1, 1j)  # in complex numbers it is w = a z + b, which holds no reflection
+    a = np.vdot(z - z.mean(), w) / np.vdot(z - z.mean(), z)
+    b = w.mean() - a * z.mean()
+    return np.array([(a.real, -a.imag, b.real), (a.imag, a.real, b.imag)])
 
 
-def move(frame: np.ndarray, right: float, down: float, scale: float, turn: float) -> np.ndarray:
-    """A frame moved within its own unit square: shifts and scale in fractions of it, turn in radians round the nose."""
-    nose = np.array([0.5, 0.45])
-    inner = np.array([[1 + scale, -turn], [turn, 1 + scale]])
-    shift = nose + (right, down) - inner @ nose
-    return np.column_stack([frame[:, :2] @ inner, frame[:, :2] @ shift + frame[:, 2]])
-
-
-def correct(grey: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """A frame brought nearer to where the training faces would have it."""
-    for _ in range(CORRECTIONS):
-        frame = move(frame, *(-CORRECTION_RATE * foretell(sample(grey, frame, SMALL_SIDE))[:4]))
-    return frame
+def apply(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points [N, 2] as a map [2, 3] takes them."""
+    return points @ frame[:, :2].T + frame[:, 2]
 
 
 def side_of(frame: np.ndarray) -> float:
     """The side in pixels of the square that a frame covers."""
-    return float(np.hypot(frame[0, 0], frame[1, 0]))
+    return float(np.hypot(*frame[:, 0]))
 
 
-def sample(image: np.ndarray, frame: np.ndarray, side: int) -> np.ndarray:
-    """The part of a picture [H, W, ...] that a frame covers, as uint8 [side, side, ...]."""
-    cv2 = opencv()
-    step = side_of(frame) / side  # pixels of the photo for one of ours
-    # a square of the photo round the frame, so that blurring costs no more than the face
-    corners = frame @ np.array([[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1]])
-    low = np.clip(np.floor(corners.min(1) - 3 * step), 0, np.array(image.shape[1::-1]) - 1).astype(int)
-    high = np.maximum(np.ceil(corners.max(1) + 3 * step).astype(int), low + 1)
-    part = image[low[1] : high[1], low[0] : high[0]]
-    if step > 1:
-        part = cv2.GaussianBlur(part, (0, 0), 0.45 * step, borderType=cv2.BORDER_REPLICATE)
-    pixels = np.column_stack([frame[:, :2] / side, frame[:, :2].sum(1) / (2 * side) + frame[:, 2] - low - 0.5])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(part, pixels, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+def sample(photo: Image.Image, frame: np.ndarray, side: int) -> np.ndarray:
+    """The square of a photo that a frame covers, uint8 [side, side, 3]; what lies beyond the photo repeats its edge."""
+    step = max(1, side_of(frame) / side)  # pixels of the photo for one of the crop
+    corners = apply(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
+    low, high = (corners.min(0) - 2 * step).astype(int), (corners.max(0) + 2 * step).astype(int)
+    first = np.clip(low, 0, np.array(photo.size) - 1)  # of the pixels that there are
+    last = np.clip(high, first + 1, photo.size)
+    x, y = (np.clip(np.arange(low[i], high[i]), first[i], last[i] - 1) - first[i] for i in (0, 1))
+    part = Image.fromarray(np.asarray(photo.crop((*first, *last)))[y[:, np.newaxis], x])
+    # resizing blurs as it must; turning by itself would take single pixels out of a large face
+    small = part.resize([round(length / step) for length in part.size], Image.Resampling.BILINEAR, reducing_gap=3)
+    inverse = (
+        np.column_stack([frame[:, :2] / side, frame[:, 2] - low]) * np.divide(small.size, part.size)[:, np.newaxis]
+    )
+    return np.asarray(small.transform((side, side), Image.Transform.AFFINE, inverse.ravel(), Image.Resampling.BICUBIC))
 
 
-def shrink(image: np.ndarray) -> np.ndarray:
-    """A picture, uint8 [H, W] or [H, W, 1 or 3], as float [16, 16] grey levels."""
+def features(image: np.ndarray) -> np.ndarray:
+    """How strong an image's gradients are in eight directions, in each of 8 x 8 cells, and a 1: float [513]."""
     grey = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("L")
-    half = np.asarray(grey.resize((2 * SMALL_SIDE, 2 * SMALL_SIDE), Image.Resampling.BILINEAR), float)
-    return half.reshape(SMALL_SIDE, 2, SMALL_SIDE, 2).mean((1, 3))
-
-
-def normalise(small: np.ndarray) -> np.ndarray:
-    """Grey levels [16, 16] as float [257]: brightness and contrast taken out, and a 1 for the offsets."""
-    return np.append((small - small.mean()) / (small.std() + 1), 1)
-
-
-def foretell(small: np.ndarray) -> np.ndarray:
-    """What STATISTICS say of grey levels [16, 16]: float [5]."""
-    return normalise(small) @ _statistics()
-
-
-@cache
-def _statistics() -> np.ndarray:
-    return np.load(STATISTICS).astype(float)
-
-
-@cache
-def opencv():
-    """OpenCV 4: imported when first needed, for it is an optional extra, and release 5 has no cascades."""
-    try:
-        import cv2
-    except ImportError:
-        cv2 = None
-    if not hasattr(cv2, "CascadeClassifier"):
-        what = "is not installed" if cv2 is None else f"is {cv2.__version__}, which has no face cascades"
-        raise InputError(f'aligning faces needs OpenCV 4, which {what}: pip install "opencv-python-headless<5"')
-    return cv2
-
-
-@cache
-def _cascade():
-    cv2 = opencv()
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"))
+    down, right = np.gradient(np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR), float))
+    direction = np.round(np.arctan2(down, right) / (np.pi / 4)) % 8
+    strength = np.hypot(down, right) * (direction == np.arange(8).reshape(8, 1, 1))
+    cells = np.sqrt(strength.reshape(8, 8, 4, 8, 4).mean((2, 4)))
+    return np.append((cells - cells.mean()) / (cells.std() + 0.1), 1)

@@ -173,7 +173,7 @@ def _add_aging(flag) -> None:
         "--align",
         **BOOL,
         default=False,
-        help="True finds, levels and crops the faces of photos first (pip install 'opencv-python-headless<5')",
+        help="True finds every face in a photo, at any size and angle, and levels and crops it first",
     )
     flag("--blend", nargs=2, type=Path, metavar="FACE", help="one face is blended into another, at both their ages")
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from support.align import align_faces, looks_aligned, opencv
+from support.align import find_faces, looks_aligned
 from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.images import BadPicture, fit_image, read_image, save_image
@@ -40,7 +40,8 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
     A photo that cannot be read, or shows no face, is named and left out. At the end those are named on stderr that do
     not look like the faces trained on.
     """
-    align = align and _can_align()
+    if align:
+        check_alignment()
     names, doubtful = set(), []
     for path in tqdm(paths, "Aging", unit="picture", disable=None):
         try:
@@ -48,7 +49,7 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
         except BadPicture as error:
             tqdm.write(f"Left out: {error}")
             continue
-        faces = [Image.fromarray(face) for face in align_faces(np.asarray(photo))] if align else [photo]
+        faces = [Image.fromarray(face.image) for face in find_faces(photo).faces] if align else [photo]
         if not faces:
             tqdm.write(f"Left out: {printable(str(path))}: no face found")
         _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
@@ -65,13 +66,12 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
         )
 
 
-def _can_align() -> bool:
+def check_alignment() -> None:
+    """Raise InputError where faces cannot be found in photos, as mtcnn is not there."""
     try:
-        opencv()
-    except InputError as error:
-        print(f"{error}; until then the middle of each picture is taken", file=sys.stderr)
-        return False
-    return True
+        from support import finder  # noqa: F401  (it needs mtcnn, and loads it)
+    except ImportError as error:
+        raise InputError(f"--align needs mtcnn: pip install -r requirements.txt ({error})") from error
 
 
 def unused(name: str, names: set[str]) -> str:

@@ -196,7 +196,6 @@ def test_main_blends_two_faces_and_says_where(save_dir, faces, capsys):
 
 
 def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
-    pytest.importorskip("cv2")
     for name, count in (("one.png", 1), ("two.png", 2)):
         Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)][:count])).save(tmp_path / name)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
@@ -207,7 +206,6 @@ def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
 
 
 def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd):
-    pytest.importorskip("cv2")
     Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)])).save(tmp_path / "two.png")
     Image.fromarray(photo([])).save(tmp_path / "nobody.png")
     flags = ["--is_train", "False", "--savedir", str(save_dir), "--align", "True", "--testdir"]
@@ -218,14 +216,12 @@ def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd
     assert capfd.readouterr().err.endswith(f"main.py: no face to age in {tmp_path / 'nobody.png'}\n")
 
 
-def test_without_opencv_it_is_named_and_the_middle_is_aged(fresh, faces, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    align.opencv.cache_clear()
-    for wanted in (True, False):
-        assert fresh.test([faces[0].path], genders=[MALE], align=wanted) == 1
-        (tmp_path / "test/test_as_male.png").rename(tmp_path / f"{wanted}.png")
-        assert ('pip install "opencv-python-headless<5"' in capsys.readouterr().err) == wanted
-    assert (tmp_path / "True.png").read_bytes() == (tmp_path / "False.png").read_bytes()
+def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh, faces, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "support.finder", None)
+    monkeypatch.delattr("support.finder", raising=False)
+    with pytest.raises(InputError, match="mtcnn: pip install -r requirements.txt"):
+        fresh.test([faces[0].path], genders=[MALE], align=True)
+    assert fresh.test([faces[0].path], genders=[MALE]) == 1
 
 
 def test_a_picture_far_from_an_aligned_face_is_warned_of(fresh, faces, tmp_path, capfd):
