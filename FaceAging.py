@@ -1,7 +1,7 @@
 """Conditional adversarial autoencoder for age progression and regression (Zhang, Song, Qi, CVPR 2017).
 
-`FaceAging` holds the four networks, one training step, the training loop, and the aging of faces; below it stand the
-losses. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
+`FaceAging` holds the four networks, one training step, the training loop, and the aging of faces; the losses stand in
+ops.py. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
 """
 
 import dataclasses
@@ -28,17 +28,16 @@ from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import measure_faces, summarize
-from support.fast_ops import Adam, total_variation
+from support.fast_ops import Adam
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.images import fit_image, save_image, to_image
-from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, AgeBins, gender_labels
-from support.pictures import IN_A_ROW, animate_training, grid, sheet
+from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels
+from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
 D_IMG_FC_LENGTH = 1024
-C_Z_LENGTHS = (256, 256)  # hidden layers of the label classifier on z
 C_Z_RATE = 5  # its learning rate over that of the other networks: 1e-3 at the defaults
 # TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
 # Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
@@ -92,7 +91,7 @@ class FaceAging:
             self.G = self._generator()
             self.D_z = self._discriminator_z()
             self.D_img = self._discriminator_img()
-        self.D_img_features = self._feature_maps()
+        self.D_img_features = ops.feature_maps(self.D_img)
         self.z_distribution = None  # how z of real faces is distributed: that of a packed model, or fitted by `fit_z`
         self.C_z = None  # the label classifier on z, built by a training that has a weight for it
         self.networks = {network.name: network for network in (self.E, self.G, self.D_z, self.D_img)}
@@ -188,26 +187,13 @@ class FaceAging:
         logits = ops.fc(x, 1, name="D_img_fc2")
         return keras.Model([images, ages, genders], ops.float32_output(logits), name="D_img")  # [batch, 1]
 
-    def _feature_maps(self) -> keras.Model:
-        """The layers of D_img as a network that returns [logits, *the four feature maps behind their ReLU]."""
-        maps = [layer.output for layer in self.D_img.layers if isinstance(layer, layers.ReLU)]
-        return keras.Model(self.D_img.inputs, [self.D_img.output, *maps])
-
-    def _label_classifier(self) -> keras.Model:
-        """The network that reads age bin and gender from z: logits [batch, num_categories] and [batch, 2]."""
-        z = x = keras.Input([self.num_z_channels], name="z")
-        for i, length in enumerate(C_Z_LENGTHS):
-            x = layers.ReLU()(ops.fc(x, length, name=f"C_z_fc{i}"))
-        ages, genders = ops.fc(x, self.num_categories, name="C_z_age"), ops.fc(x, 2, name="C_z_gender")
-        return keras.Model(z, [ops.float32_output(ages), ops.float32_output(genders)], name="C_z")
-
     def add_label_classifier(self) -> None:
         """Build C_z, unless it is there; the seed fixes its initial weights too."""
         if self.C_z:
             return
         keras.utils.set_random_seed(self.seed)
         with self.devices.building(self.precision):
-            self.C_z = self._label_classifier()
+            self.C_z = ops.label_classifier(self.num_z_channels, self.num_categories)
         self.networks["C_z"] = self.C_z
         self.variables["C_z"] = self.C_z.trainable_variables
 
@@ -225,7 +211,7 @@ class FaceAging:
                 self._optimizers[name] = optimizer
         return self._optimizers
 
-    # One step (paper: equations 3 to 6; the losses stand below the class).
+    # One step (paper: equations 3 to 6; the losses stand in ops.py).
 
     def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
         """One pass through the networks: z [N, 50], G [N, S, S, C] and, of real and of generated, the logits [N, 1].
@@ -249,12 +235,12 @@ class FaceAging:
         }
 
     def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """The losses of the paper on a batch: see `paper_losses`.
+        """The losses of the paper on a batch: see `ops.paper_losses`.
 
         images: [N, S, S, C] in [-1, 1]; ages: [N, num_categories] and genders: [N, 2] in {-1, +1}; z_prior: [N, 50] in
         (-1, 1).
         """
-        return paper_losses(images, self.forward(images, ages, genders, z_prior, training))
+        return ops.paper_losses(images, self.forward(images, ages, genders, z_prior, training))
 
     @tf.function
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
@@ -270,7 +256,7 @@ class FaceAging:
         images = ops.normalize(images)
         with tf.GradientTape(persistent=True) as tape:
             out = self.forward(images, ages, genders, z_prior)
-            losses = paper_losses(images, out)
+            losses = ops.paper_losses(images, out)
             if "E_label_loss" in loss_weights:
                 losses |= ops.label_losses(self.C_z(out["z"], training=True), ages, genders)
             if "G_feature_loss" in loss_weights:
@@ -278,7 +264,7 @@ class FaceAging:
             # the optimizers sum the gradients over the replicas
             minimised = {
                 name: self.optimizers[name].scale_loss(objective / self.devices.replicas)
-                for name, objective in objectives(losses, loss_weights).items()
+                for name, objective in ops.objectives(losses, loss_weights).items()
             }
         # every gradient first, then every update: one simultaneous step
         gradients = {name: tape.gradient(objective, self.variables[name]) for name, objective in minimised.items()}
@@ -324,7 +310,7 @@ class FaceAging:
         if "E_label_loss" in weights:
             self.add_label_classifier()
         schedule = num_epochs, learning_rate, decay_rate, weights
-        with Run(self.save_dir, self.devices, loss_line) as run:  # locks the folder, removes what a killed run left
+        with Run(self.save_dir, self.devices, ops.loss_line) as run:  # locks the folder, removes what a killed run left
             self._begin(num_epochs, use_trained_model, use_init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             shown = read_faces(held_out, self.bins, self._load_image, self.devices.say)
@@ -556,57 +542,28 @@ class FaceAging:
         ages: Sequence[float] = (),
         animate: str = "",
         align: bool = False,
+        photo: bool = False,
     ) -> int:
         """Draw the faces of photos at other ages, in save_dir/test; returns how many faces were aged.
 
         Sheets of ten faces at every age, test_as_male.png and test_as_female.png, the further ones numbered from _2.
         Or, with ages in years, an image for each face, age and gender; with animate, "gif" or "mp4", a film of each
-        face from young to old and back. With align the faces of a photo are found, levelled and cropped first. What
-        cannot be read is named and left out. Raises InputError if that is everything.
+        face from young to old and back. With align the faces of a photo are found, levelled and cropped first; with
+        photo, too, a small picture of the photo shows where. What cannot be read is named and left out. Raises
+        InputError if that is everything.
         """
-        folder, count = self.save_dir / "test", 0
-        faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align)
-        # a face at a time where each has images of its own, so that the progress bar moves
-        for row in portraits.rows_of(faces, 1 if ages or animate else IN_A_ROW):
-            z = self._z_of(np.stack([portrait.image for portrait in row]))
-            for gender in genders:
-                name = f"{row[0].name}_{GENDER_NAMES[gender]}"
-                if ages:
-                    portraits.draw_ages(folder, row[0].name, GENDER_NAMES[gender], self.generate(z, ages, gender), ages)
-                if animate:
-                    film = portraits.film_ages(self.bins)
-                    portraits.draw_film(folder / f"{name}.{animate}", self.generate(z, film, gender), film)
-                if not ages and not animate:
-                    self._draw_sheet(folder, f"_{count // IN_A_ROW + 1}" if count else "", row, z, gender)
-            count += len(row)
+        faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
+        drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
+        count = drawing.age(faces, genders, ages, animate)
         if not count:
             where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
             raise InputError(f"no face to age in {where}")
         return count
 
-    def _draw_sheet(self, folder: Path, suffix: str, row: list[portraits.Portrait], z: np.ndarray, gender: int) -> None:
-        kept = np.empty(0)
-        labelled = [i for i, portrait in enumerate(row) if portrait.label]
-        if labelled:
-            # what the network keeps of a person: the reconstruction at the label that the file's name says
-            ages, genders = zip(*(row[i].label for i in labelled), strict=True)
-            images = self._images_of(z[labelled], self.bins.one_hot(ages), gender_labels(genders))
-            kept = ops.denormalize(images).numpy()
-        aged = ops.denormalize(self._at_every_age(z, gender_labels([gender] * len(z)))).numpy()
-        name = f"as {GENDER_NAMES[gender]}"
-        path = folder / f"test_{name.replace(' ', '_')}{suffix}.png"
-        portraits.draw_sheet(path, row, kept, aged, self.bins, title=name)
-
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
         """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""
-        z = self.sample(count, seed)
-        for first in tqdm(range(0, count, IN_A_ROW), "Drawing", unit="sheet", disable=None):
-            row = z[first : first + IN_A_ROW]
-            suffix = f"_{first // IN_A_ROW + 1}" if first else ""
-            for gender in genders:
-                aged = ops.denormalize(self._at_every_age(row, gender_labels([gender] * len(row)))).numpy()
-                path = self.save_dir / "test" / f"random_as_{GENDER_NAMES[gender]}{suffix}.png"
-                save_image(path, sheet(aged, self.bins.names, title=f"as {GENDER_NAMES[gender]}"))
+        drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
+        drawing.show_random(self.sample(count, seed), genders)
 
     def blend(
         self,
@@ -631,55 +588,3 @@ class FaceAging:
         path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
         portraits.draw_blend(path, ends, np.stack(blended), ages)
         return path
-
-
-# The losses.
-
-
-def paper_losses(images, out: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The paper's losses (equations 3 to 6) by the reference program's names, float32 scalars, means over the batch.
-
-    images: [N, S, S, C] in [-1, 1], the batch x; out: what `FaceAging.forward` returned for it.
-    """
-
-    def cross_entropy(logits, target):
-        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
-
-    return {
-        # the reconstruction: where the paper has L2 (equation 4), the reference program and we have L1
-        "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
-        # what E and G want of the discriminators: a z like the prior's, an image like a real one
-        "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),
-        "G_img_loss": cross_entropy(out["D_G_logits"], 1.0),
-        # what the discriminators want: to tell z of the prior from that of E, and real images from generated ones
-        "D_z_loss_prior": cross_entropy(out["D_z_prior_logits"], 1.0),
-        "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
-        "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
-        "D_img_loss_G": cross_entropy(out["D_G_logits"], 0.0),
-        "tv_loss": total_variation(out["G"]),
-    }
-
-
-def objectives(losses: dict, loss_weights: dict) -> dict:
-    """What each network minimises, by the names of `FaceAging.variables`.
-
-    losses: by name, tensors or numbers; loss_weights: those of WEIGHTED_LOSSES, by name.
-    """
-    minimised = {
-        "EG": losses["EG_loss"] + sum(weight * losses[name] for name, weight in loss_weights.items()),
-        "D_z": losses["D_z_loss_prior"] + losses["D_z_loss_z"],
-        "D_img": losses["D_img_loss_input"] + losses["D_img_loss_G"],
-    }
-    if "C_z_loss" in losses:
-        minimised["C_z"] = losses["C_z_loss"]
-    return minimised
-
-
-def loss_line(losses: dict[str, float]) -> str:
-    """The losses in a line, each discriminator's two as the sum that it minimises."""
-    minimised = objectives(losses, {})
-    shown = {name: losses[f"{name}_loss"] for name in ("EG", "E_z", "G_img", "tv")}
-    shown |= {"D_z": minimised["D_z"], "D_img": minimised["D_img"]}
-    optional = {"label": "E_label_loss", "feature": "G_feature_loss", "C_z": "C_z_loss"}
-    shown |= {name: losses[loss] for name, loss in optional.items() if loss in losses}
-    return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())

@@ -45,6 +45,9 @@ def silence() -> Iterator[None]:
 
 def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
     """Returns the faces to train on; the flags take over what the run in savedir remembers."""
+    photos = flags.dataset
+    if flags.align:
+        flags.dataset = f"{photos}_aligned"
     config = read_config(flags.savedir)
     recall(flags, given, config)  # before all else: the run says which data set to look for
     if flags.use_init_model and not config:
@@ -54,6 +57,11 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
             f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
             "on one machine without TF_CONFIG first, and stop it when it trains"
         )
+    if flags.align and not Path("data", flags.dataset).is_dir():
+        folder = find_dataset(photos)
+        with silence():
+            from support.photos import align_dataset
+        align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
     return list_faces(find_dataset(flags.dataset), flags.unknown_gender)
 
 
@@ -156,7 +164,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
     else:
-        aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align)
+        aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
         name = paths[0].stem if aged == len(paths) == 1 else "NAME"

@@ -37,7 +37,7 @@ class Found(NamedTuple):
 def find_faces(photo: Image.Image) -> Found:
     """Find every face in a photo, level it and crop it as UTKFace's faces are cropped.
 
-    Where it shows none, it is searched on its sides and on its head. Raises ImportError where mtcnn is not installed.
+    Where it shows none, it is searched on its sides and on its head. Raises InputError where mtcnn is not installed.
     """
     photo = photo if photo.mode == "RGB" else photo.convert("RGB")
     found = [_believe(photo, quarters=0)]

@@ -5,9 +5,15 @@ from functools import cache
 import keras
 import numpy as np
 import tensorflow as tf
-from mtcnn.stages import StageONet, StagePNet, StageRNet
-from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, upscale_bboxes
 from PIL import Image
+
+from support.errors import InputError
+
+try:
+    from mtcnn.stages import StageONet, StagePNet, StageRNet
+    from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, upscale_bboxes
+except ImportError as error:
+    raise InputError(f"--align needs mtcnn: pip install -r requirements.txt ({error})") from error
 
 # Photos are searched at no more pixels a side than this, which bounds time and memory: the smallest face that is found,
 # of 24 pixels there, is one of 48 in a photo of 4,000.

@@ -18,7 +18,7 @@ LOSS_WEIGHTS = {
 }
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = "demo/faces"
-AGING = {"testdir", "random", "gender", "age", "animate", "align", "blend"}
+AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
 MOST_RANDOM = 10_000  # people that --random draws at once
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 # What a run remembers in its config.json: the flags of MODEL under "model", by the names that the constructor of
@@ -173,8 +173,10 @@ def _add_aging(flag) -> None:
         "--align",
         **BOOL,
         default=False,
-        help="True finds every face in a photo, at any size and angle, and levels and crops it first",
+        help="True finds every face in a photo, at any size and angle, and levels and crops it first; for training it "
+        "makes data/NAME_aligned of the photos in data/NAME, once",
     )
+    flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
     flag("--blend", nargs=2, type=Path, metavar="FACE", help="one face is blended into another, at both their ages")
 
 
@@ -286,9 +288,11 @@ def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
     if flags.testdir and flags.blend:
         raise InputError("--is_train False takes either --testdir, the faces to age, or --blend, two of them")
-    for name in ("testdir", "blend", "age", "animate", "align"):
+    for name in ("testdir", "blend", "age", "animate", "align", "photo"):
         if flags.random and getattr(flags, name):
             raise InputError(f"--random draws people who do not exist, at every age: leave out --{name}")
+    if flags.photo and (flags.blend or not flags.align):
+        raise InputError("--photo shows where --align found a face to age: add --align True, leave out --blend")
     if flags.blend and flags.animate:
         raise InputError("--blend draws one picture: leave out --animate")
     for path in flags.blend or ():

@@ -2,62 +2,61 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from support.align import find_faces, looks_aligned
+from support.align import apply, find_faces, looks_aligned
 from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.images import BadPicture, fit_image, read_image, save_image
-from support.labels import UNKNOWN, AgeBins
-from support.pictures import save_animation, sheet
+from support.labels import GENDER_NAMES, UNKNOWN, AgeBins
+from support.pictures import IN_A_ROW, save_animation, sheet
 
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # the time of a frame
 FILM_SIDE = 64  # pixels that the face is enlarged to, so that its age fits above it
 FILM_BYTES = 2_000_000  # the largest GIF of one face
+FRAME_COLOR = (255, 64, 0)  # lines round a face in its photo
 
 
 class Portrait(NamedTuple):
-    """A face to age: what its pictures are called, uint8 [S, S, C], and the (age, gender) that its file's name says.
+    """A face to age."""
 
-    `label` is () where the name says nothing.
-    """
-
-    name: str
-    image: np.ndarray
-    label: tuple[int, ...]
+    name: str  # what its pictures are called
+    image: np.ndarray  # uint8 [S, S, C]
+    label: tuple[int, ...]  # the (age, gender) that its file's name says, or () where it says nothing
+    photo: np.ndarray | None  # uint8 [S, S, C], the photo with a frame where the face was found, if it is to be shown
 
 
-def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, align: bool) -> Iterator[Portrait]:
+def read_portraits(
+    paths: Sequence[str | Path], size_image: int, channels: int, align: bool, photo: bool = False
+) -> Iterator[Portrait]:
     """Yields the faces of photos, each read when its turn comes: with align all in a photo, otherwise its middle.
 
-    A photo that cannot be read, or shows no face, is named and left out. At the end those are named on stderr that do
-    not look like the faces trained on.
+    A photo that cannot be read, or shows no face, is named and left out; with align it is said how many faces one has
+    if that is not one, and what was found in it that is none. At the end those are named on stderr that do not look
+    like the faces trained on.
     """
-    if align:
-        check_alignment()
     names, doubtful = set(), []
     for path in tqdm(paths, "Aging", unit="picture", disable=None):
         try:
-            photo = read_image(path)
+            picture = read_image(path)
         except BadPicture as error:
             tqdm.write(f"Left out: {error}")
             continue
-        faces = [Image.fromarray(face.image) for face in find_faces(photo).faces] if align else [photo]
-        if not faces:
-            tqdm.write(f"Left out: {printable(str(path))}: no face found")
+        faces = _find(picture, path) if align else [(picture, None)]
         _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
-        for face in faces:
+        for face, frame in faces:
             image = fit_image(face, size_image, channels)
             if not align and not looks_aligned(image):
                 doubtful.append(printable(str(path)))
-            yield Portrait(unused(Path(path).stem, names), image, () if UNKNOWN in label else tuple(label))
+            shown = fit_image(framed(picture, frame, size_image), size_image, channels) if photo else None
+            yield Portrait(unused(Path(path).stem, names), image, () if UNKNOWN in label else tuple(label), shown)
     if doubtful:
         print(
             f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
@@ -66,12 +65,32 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
         )
 
 
-def check_alignment() -> None:
-    """Raise InputError where faces cannot be found in photos, as mtcnn is not there."""
-    try:
-        from support import finder  # noqa: F401  (it needs mtcnn, and loads it)
-    except ImportError as error:
-        raise InputError(f"--align needs mtcnn: pip install -r requirements.txt ({error})") from error
+def _find(picture: Image.Image, path: str | Path) -> list[tuple[Image.Image, np.ndarray]]:
+    """Returns (the crop, its frame) of each face in a photo, and says what else there is to say of it."""
+    found = find_faces(picture)
+    name = printable(str(path))
+    for dropped in found.dropped:
+        tqdm.write(f"No face in {name} {dropped}")
+    if not found.faces:
+        tqdm.write(f"Left out: {name}: no face found")
+    elif len(found.faces) > 1:
+        tqdm.write(f"{len(found.faces)} faces in {name}, taken from left to right")
+    return [(Image.fromarray(face.image), face.frame) for face in found.faces]
+
+
+def framed(photo: Image.Image, frame: np.ndarray, side: int) -> Image.Image:
+    """Returns a photo shrunk to fit a white square of this side, with lines round a face.
+
+    frame: float [2, 3], the map from the face's unit square to pixels of the photo.
+    """
+    scale = side / max(photo.size)
+    small = photo.resize([max(1, round(scale * length)) for length in photo.size], Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), "white")
+    left, top = ((side - length) // 2 for length in small.size)
+    square.paste(small, (left, top))
+    corners = apply(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
+    ImageDraw.Draw(square).line([tuple(corner) for corner in corners.tolist()], FRAME_COLOR, max(1, side // 48))
+    return square
 
 
 def unused(name: str, names: set[str]) -> str:
@@ -88,40 +107,92 @@ def rows_of(portraits: Iterator[Portrait], length: int) -> Iterator[list[Portrai
         yield row
 
 
-def draw_sheet(path: Path, row: list[Portrait], kept: np.ndarray, aged: np.ndarray, bins: AgeBins, title: str) -> None:
-    """Draw a row of faces, the portraits that have a label as the network keeps them, and all faces at every age.
+class Drawing:
+    """Draws faces at other ages into a folder.
 
-    kept: uint8 [K, S, S, C], reconstructions of the K portraits with a label; aged: uint8 [bins, N, S, S, C].
+    encode takes images, uint8 [N, S, S, C], to z [N, Z]; generate takes z, ages in years and genders to images; both
+    are those of FaceAging.
     """
-    images = np.stack([portrait.image for portrait in row])
-    rows, names = [images], ["input"]
-    if len(kept):
-        rows.append(np.full_like(images, 255))
-        rows[-1][[bool(portrait.label) for portrait in row]] = kept
-        names.append("as labelled")
-    save_image(path, sheet(np.stack([*rows, *aged]), [*names, *bins.names], title=title))
 
+    def __init__(self, folder: Path, bins: AgeBins, encode: Callable, generate: Callable):
+        self.folder = folder
+        self.bins = bins
+        self.encode = encode
+        self.generate = generate
 
-def draw_ages(folder: Path, name: str, gender: str, images: np.ndarray, ages: Sequence[float]) -> None:
-    """Write a face at each of some ages in years, uint8 [N, S, S, C], as an image of its own."""
-    for age, image in zip(ages, images, strict=True):
-        save_image(folder / f"{name}_{age:g}_{gender}.png", image)
+    def age(self, faces: Iterator[Portrait], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
+        """Draw portraits at some ages in years, or as films ("gif" or "mp4"), or on sheets; returns how many."""
+        count = 0
+        # a face at a time where each has images of its own, so that the progress bar moves
+        for row in rows_of(faces, 1 if ages or animate else IN_A_ROW):
+            z = self.encode(np.stack([portrait.image for portrait in row]))
+            for gender in genders:
+                if ages:
+                    self._draw_ages(row[0].name, z, ages, gender)
+                if animate:
+                    self._draw_film(row[0], z, gender, animate)
+                if not ages and not animate:
+                    self._draw_sheet(count, row, z, gender)
+            count += len(row)
+        return count
 
+    def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
+        """Draw z [N, Z] at every age, ten a sheet."""
+        for first in tqdm(range(0, len(z), IN_A_ROW), "Drawing", unit="sheet", disable=None):
+            for gender in genders:
+                aged = self._at_every_age(z[first : first + IN_A_ROW], gender)
+                self._save_sheet("random", first, gender, aged, self.bins.names)
 
-def film_ages(bins: AgeBins) -> np.ndarray:
-    """Returns the age in years of each frame of a film, float [FILM_FRAMES]: from young to old and back."""
-    older = np.linspace(bins.centres[0], bins.centres[-1], FILM_FRAMES // 2 + 1)
-    return np.concatenate([older, older[-2:0:-1]])
+    def _at_every_age(self, z: np.ndarray, gender: int) -> np.ndarray:
+        """Returns each z [N, Z] at every bin's centre, young to old: uint8 [bins, N, S, S, C]."""
+        bins = len(self.bins)
+        images = self.generate(np.tile(z, (bins, 1)), np.repeat(self.bins.centres, len(z)), [gender])
+        return images.reshape(bins, len(z), *images.shape[1:])
 
+    def _draw_sheet(self, first: int, row: list[Portrait], z: np.ndarray, gender: int) -> None:
+        """Draw faces: their photos where these are shown, themselves, as their labels say, and at every age."""
+        images = np.stack([portrait.image for portrait in row])
+        rows, names = [images], ["input"]
+        if row[0].photo is not None:
+            rows.insert(0, np.stack([portrait.photo for portrait in row]))
+            names.insert(0, "photo")
+        labelled = [i for i, portrait in enumerate(row) if portrait.label]
+        if labelled:
+            # what the network keeps of a person: the reconstruction at the label that the file's name says
+            ages, genders = zip(*(row[i].label for i in labelled), strict=True)
+            centres = np.array(self.bins.centres)[self.bins.index(ages)]
+            rows.append(np.full_like(images, 255))
+            rows[-1][labelled] = self.generate(z[labelled], centres, genders)
+            names.append("as labelled")
+        self._save_sheet("test", first, gender, [*rows, *self._at_every_age(z, gender)], [*names, *self.bins.names])
 
-def draw_film(path: Path, images: np.ndarray, ages: np.ndarray) -> None:
-    """Draw a film of a face, uint8 [N, S, S, C], with the age in years, [N], above it; the suffix says which kind."""
-    scale = int(np.ceil(FILM_SIDE / images.shape[1]))
-    frames = [
-        sheet(image[np.newaxis, np.newaxis], [""], [f"{age:.0f} years"])
-        for age, image in zip(ages, images.repeat(scale, axis=1).repeat(scale, axis=2), strict=True)
-    ]
-    save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
+    def _save_sheet(self, what: str, first: int, gender: int, rows: Sequence[np.ndarray], names: list[str]) -> None:
+        suffix = f"_{first // IN_A_ROW + 1}" if first else ""
+        title = f"as {GENDER_NAMES[gender]}"
+        path = self.folder / f"{what}_{title.replace(' ', '_')}{suffix}.png"
+        save_image(path, sheet(np.stack(rows), names, title=title))
+
+    def _draw_ages(self, name: str, z: np.ndarray, ages: Sequence[float], gender: int) -> None:
+        """Write a face at each of some ages in years as an image of its own."""
+        for age, image in zip(ages, self.generate(z, ages, gender), strict=True):
+            save_image(self.folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+
+    def _draw_film(self, portrait: Portrait, z: np.ndarray, gender: int, suffix: str) -> None:
+        """Draw a film of a face from young to old and back, with its age above, beside its photo where it is shown."""
+        older = np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
+        ages = np.concatenate([older, older[-2:0:-1]])
+        beside = [] if portrait.photo is None else [portrait.photo]
+        scale = int(np.ceil(FILM_SIDE / portrait.image.shape[0]))
+        frames = [
+            sheet(
+                np.stack([*beside, image]).repeat(scale, axis=1).repeat(scale, axis=2)[np.newaxis],
+                [""],
+                [*(["photo"] * len(beside)), f"{age:.0f} years"],
+            )
+            for age, image in zip(ages, self.generate(z, ages, gender), strict=True)
+        ]
+        path = self.folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
+        save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
 
 
 def blend_labels(

@@ -12,7 +12,6 @@ from PIL import Image, ImageFont
 import main
 from FaceAging import FaceAging
 from ops import denormalize, load_image
-from support import align
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
 from support.portraits import FILM_SIDE, read_portraits
@@ -217,7 +216,8 @@ def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd
 
 
 def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh, faces, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "support.finder", None)
+    monkeypatch.setitem(sys.modules, "mtcnn.stages", None)
+    monkeypatch.delitem(sys.modules, "support.finder", raising=False)
     monkeypatch.delattr("support.finder", raising=False)
     with pytest.raises(InputError, match="mtcnn: pip install -r requirements.txt"):
         fresh.test([faces[0].path], genders=[MALE], align=True)

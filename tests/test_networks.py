@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 import ops
-from FaceAging import WEIGHTED_LOSSES, FaceAging, objectives
+from FaceAging import WEIGHTED_LOSSES, FaceAging
 from support import fast_ops
 from support.checkpoints import reference_name
 from tests.conftest import TINY
@@ -66,7 +66,7 @@ def test_gradient_norms_equal_the_reference_program(model, io, batch):
     g_img, e_z, tv = io["loss_weights_G_img_E_z_tv"]
     with tf.GradientTape(persistent=True) as tape:
         losses = model.losses(*batch)
-        minimised = objectives(losses, dict(zip(WEIGHTED_LOSSES, (g_img, e_z, tv), strict=False)))
+        minimised = ops.objectives(losses, dict(zip(WEIGHTED_LOSSES, (g_img, e_z, tv), strict=False)))
     norms = {}
     for name, goal in minimised.items():
         for variable, gradient in zip(model.variables[name], tape.gradient(goal, model.variables[name]), strict=True):
