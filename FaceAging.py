@@ -200,16 +200,18 @@ class FaceAging:
     @property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """An Adam for each of `variables`, made when it is first asked for: aging needs none of their memory."""
-        for name, variables in self.variables.items():
-            if name not in self._optimizers:
-                # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
-                optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
-                if self.precision == "mixed_float16":
-                    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-                with tf.init_scope(), self.devices.strategy.scope():
-                    optimizer.build(variables)
-                self._optimizers[name] = optimizer
+        for name in [name for name in self.variables if name not in self._optimizers]:
+            with tf.init_scope(), self.devices.strategy.scope():
+                self._optimizers[name] = self._optimizer(name)
         return self._optimizers
+
+    def _optimizer(self, name: str) -> keras.optimizers.Optimizer:
+        # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
+        optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
+        if self.precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(self.variables[name])
+        return optimizer
 
     # One step (paper: equations 3 to 6; the losses stand in ops.py).
 

@@ -23,6 +23,7 @@ from ops import load_image
 from support.batches import epoch_name, read_faces, split
 from support.dataset import list_faces
 from support.errors import InputError
+from support.files import locked
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [
@@ -163,7 +164,8 @@ def test_resumed_run_cuts_off_what_is_past_the_checkpoint(run, tmp_path, faces):
 
 
 def test_pretraining_comes_before_the_epochs_and_carries_over(tmp_path, faces, monkeypatch):
-    monkeypatch.setattr("FaceAging.PRETRAINING_EPOCHS", 2)
+    for module in ("FaceAging", "support.batches"):
+        monkeypatch.setattr(f"{module}.PRETRAINING_EPOCHS", 2)
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=1, use_trained_model=False)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["01.png", "p01.png", "p02.png"]
@@ -232,8 +234,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, faces):
 
 
 def test_training_where_another_run_trains_is_refused(tmp_path, faces):
-    from ops import locked
-
     with locked(tmp_path), pytest.raises(InputError, match=r"process \d+ on"):
         FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
 
