@@ -34,7 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import ops
-from support import batches, checkpoints, dataset, devices, evaluation, fast_ops, files, pictures, run
+from support import aging_measures, batches, checkpoints, dataset, devices, evaluation, fast_ops, files, pictures, run
 from support.align import align_faces, looks_aligned, opencv
 from support.dataset import Face
 from support.errors import InputError, printable, reason
@@ -493,19 +493,23 @@ class FaceAging:
     def _load_image(self, path: str) -> np.ndarray:
         return ops.load_image(path, self.size_image, self.num_input_channels)
 
-    def _load_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(images uint8, age labels, gender labels) of those faces that can be read."""
-        images, labelled = [], []
+    def _read_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, list[Face]]:
+        """(images uint8 [N, S, S, C], N faces) of those faces that can be read. Raises InputError where none can."""
+        images, read = [], []
         for face in faces:
             try:
                 images.append(self._load_image(face.path))
-                labelled.append(face)
+                read.append(face)
             except BadPicture as error:
                 print(f"Left out: {error}")
         if not images:
             raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
-        ages, genders = [face.age for face in labelled], [face.gender for face in labelled]
-        return np.stack(images), self.bins.one_hot(ages), gender_labels(genders)
+        return np.stack(images), read
+
+    def _load_faces(self, faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8, age labels, gender labels) of those faces that can be read."""
+        images, read = self._read_faces(faces)
+        return images, self.bins.one_hot([face.age for face in read]), gender_labels([face.gender for face in read])
 
     def _show_epoch(self, name: str, images, ages, genders) -> tuple[dict[str, np.ndarray], float]:
         """Reconstruct the held-out faces and age their first row; gives the sheets written and the mean L1."""
@@ -711,25 +715,29 @@ class FaceAging:
 
     # Measuring.
 
-    def evaluate(self, faces: Sequence[Face]) -> dict:
-        """Measure how labelled faces are reconstructed and how the age label moves them.
+    def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
+        """Measure how labelled faces are reconstructed, how the labels move them, and whether they stay the person.
 
         Gives {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": MEASURES};
-        measures are those of MEASURES and, by pair of bins, "label_movement_by_bin". Pictures are read a batch at a
-        time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
+        measures are those of MEASURES and, by pair of bins, "label_movement_by_bin". Beside them stand "aging" and
+        "identity", which support.aging_measures explains. Identity, of the first 100 faces, takes dlib a second a face;
+        it is left out where it is not asked for or dlib is missing, which is said. It is held against how alike other
+        people are: some of each gender and age bin of `others`, or else of the faces themselves. Pictures are read a
+        batch at a time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
         """
-        parts = []
+        identity = identity and aging_measures.people_are_told_apart()
+        parts, people = [], []
         for i in tqdm(range(0, len(faces), GENERATOR_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
-            images, ages, genders = self._load_faces(faces[i : i + GENERATOR_BATCH])
+            images, read = self._read_faces(faces[i : i + GENERATOR_BATCH])
+            years = np.array([face.age for face in read])
+            ages, genders = self.bins.one_hot(years), gender_labels([face.gender for face in read])
             z = self._encode(images)
             x, made = ops.normalize(images).numpy(), self._generate(z, ages, genders)
-            aged = (
-                self._generate(z, np.repeat(label[np.newaxis], len(z), axis=0), genders)
-                for label in self.bins.interpolated(self.bins.centres)
-            )
+            aged, other = self._at_every_age(z, genders), self._at_every_age(z, -genders)
             error = np.square(x - made).mean(axis=(1, 2, 3))
             parts.append(
                 {
+                    "years": years,
                     "bin": ages.argmax(axis=1),
                     "gender": genders[:, FEMALE],
                     "z": z,
@@ -742,20 +750,32 @@ class FaceAging:
                     ),
                 }
             )
-        each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            made, aged, other = (ops.denormalize(x).numpy() for x in (made, aged, other))
+            parts[-1] |= aging_measures.look(images, aged, other, genders)
+            if identity and i < aging_measures.FACES_COMPARED:
+                people.append(aging_measures.compare_people(images, made, aged))
+        each = joined(parts)
         by_age = {name: each["bin"] == i for i, name in enumerate(self.bins.names)}
         by_gender = {name: each["gender"] == label for name, label in (("male", -1), ("female", 1), ("unknown", 0))}
-        return {
+        measured = {
             "overall": self._measures(each),
             "by_age": {name: self._measures(each, chosen) for name, chosen in by_age.items() if chosen.any()},
             "by_gender": {name: self._measures(each, chosen) for name, chosen in by_gender.items() if chosen.any()},
             "units": MEASURES,
+            "aging": aging_measures.aging(each, each["years"], self.bins),
         }
+        if identity:
+            compared = joined(people)
+            bins_compared = each["bin"][: len(compared["rebuilt"])]
+            different = self._read_faces(aging_measures.choose_others(others or faces, self.bins))
+            distances = aging_measures.distances_of_others(*different, self.bins)
+            measured["identity"] = aging_measures.identity(compared, bins_compared, distances, self.bins)
+        return measured
 
     def _measures(self, each: dict[str, np.ndarray], chosen=slice(None)) -> dict:
         from scipy.stats import kstest, uniform  # slow to import, and only needed here
 
-        each = {name: values[chosen] for name, values in each.items()}
+        each = {name: each[name][chosen] for name in ("z", "L1", "PSNR", "SSIM", "sharp", "moved")}
         prior = uniform(-1, 2).cdf
         face, reconstruction = each["sharp"].mean(axis=0)
         moved = each["moved"].mean(axis=0)
@@ -999,6 +1019,11 @@ def summary(losses: dict[str, float]) -> str:
     shown["D_z"] = losses["D_z_loss_prior"] + losses["D_z_loss_z"]
     shown["D_img"] = losses["D_img_loss_input"] + losses["D_img_loss_G"]
     return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of all parts, by name, one behind the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def in_batches(function, *arrays: np.ndarray) -> np.ndarray:

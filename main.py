@@ -383,8 +383,12 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
     model = load(flags, given - {"unknown_gender"})  # a run's own holds for the faces of its training
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
-        _, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
-    measured = {"folder": str(folder), "held_out": not flags.evaluate, **model.evaluate(faces)}
+        others, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
+    measured = {
+        "folder": str(folder),
+        "held_out": not flags.evaluate,
+        **model.evaluate(faces, others=faces if flags.evaluate else others),
+    }
     path = flags.savedir / "evaluation.json"
     write_json(path, measured)
     names = list(measured["units"])
@@ -393,6 +397,9 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
         print("".join(f"{value:>15}" for value in (group, *(row[name] for name in names))))
     for name, unit in measured["units"].items():
         print(f"{name}: {unit}")
+    from support.aging_measures import table  # brings TensorFlow
+
+    print(table(measured))
     print(f"Done! Results are saved as {printable(str(path))}")
     return 0
 
