@@ -22,8 +22,18 @@ from keras import layers
 from tqdm import tqdm
 
 import ops
-from support import checkpoints, latent, portraits
-from support.batches import INFERENCE_BATCH, PRETRAINING_EPOCHS, Batches, epoch_name, in_batches, read_faces, split
+from support import aging_measures, checkpoints, latent, portraits
+from support.batches import (
+    INFERENCE_BATCH,
+    PRETRAINING_EPOCHS,
+    Batches,
+    epoch_name,
+    in_batches,
+    labels_of,
+    read_faces,
+    read_images,
+    split,
+)
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
@@ -454,21 +464,33 @@ class FaceAging:
 
     # Measuring and aging.
 
-    def evaluate(self, faces: Sequence[Face]) -> dict:
-        """Measure how labelled faces are reconstructed and how the age label moves them.
+    def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
+        """Measure how labelled faces are kept, how the labels move them, and whether they stay the same person.
 
-        Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": ...}: see
-        support.evaluation. Images are read a batch at a time. What cannot be read is named and left out. Raises
-        InputError where a whole batch cannot.
+        Returns what support.evaluation.summarize returns. Identity, of the first 100 faces, takes dlib a second a face;
+        it is left out where it is not asked for or dlib is missing, which is said. It is held against how alike other
+        people are: some of each gender and age bin of `others`, or else of the faces. Images are read a batch at a
+        time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
         """
-        parts = []
+        told_apart = identity and aging_measures.people_are_told_apart()
+        parts, people = [], []
         for i in tqdm(range(0, len(faces), INFERENCE_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
-            images, ages, genders = read_faces(faces[i : i + INFERENCE_BATCH], self.bins, self._load_image)
+            images, read = read_images(faces[i : i + INFERENCE_BATCH], self._load_image)
+            ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
-            reconstructions, aged = self._images_of(z, ages, genders), self._at_every_age(z, genders)
-            measured = measure_faces(ops.normalize(images).numpy(), reconstructions, aged)
-            parts.append({"ages": ages, "genders": genders, "z": z, **measured})
-        return summarize({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, self.bins)
+            made = self._images_of(z, ages, genders), self._at_every_age(z, genders), self._at_every_age(z, -genders)
+            labels = {"years": np.array([face.age for face in read]), "ages": ages, "genders": genders}
+            parts.append({**labels, "z": z, **measure_faces(ops.normalize(images).numpy(), *made[:2])})
+            rebuilt, aged, other = (ops.denormalize(one).numpy() for one in made)
+            parts[-1] |= aging_measures.look(images, aged, other, genders)
+            if told_apart and i < aging_measures.FACES_COMPARED:
+                people.append(aging_measures.compare_people(images, rebuilt, aged))
+        measured = summarize(parts, self.bins)
+        if told_apart:
+            different = read_images(aging_measures.choose_others(others or faces, self.bins), self._load_image)
+            compared = np.concatenate([part["ages"] for part in parts])
+            measured["identity"] = aging_measures.measure_identity(people, compared, *different, self.bins)
+        return measured
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 images [N, H, W, C].
@@ -487,7 +509,7 @@ class FaceAging:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
         parts = [faces[i : i + INFERENCE_BATCH] for i in range(0, len(faces), INFERENCE_BATCH)]
         bar = tqdm(parts, "Encoding", unit="batch", delay=5, disable=None)
-        z = [self._z_of(read_faces(part, self.bins, self._load_image)[0]) for part in bar]
+        z = [self._z_of(read_images(part, self._load_image)[0]) for part in bar]
         self.z_distribution = latent.fit(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:

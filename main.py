@@ -143,13 +143,14 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
     model = load(flags, given - {"unknown_gender"})  # what a run remembers of it holds for the faces of its training
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
-        _, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
-    measured = {"folder": str(folder), "held_out": not flags.evaluate, **model.evaluate(faces)}
+        others, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
+    measured = model.evaluate(faces, others=faces if flags.evaluate else others)
+    measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
     path = flags.savedir / "evaluation.json"
     write_json(path, measured)
-    from support.evaluation import table
+    from support import aging_measures, evaluation
 
-    print(table(measured))
+    print(evaluation.table(measured), aging_measures.table(measured), sep="\n")
     print(f"Done! Results are saved as {printable(str(path))}")
     return 0
 

@@ -87,16 +87,19 @@ def write_card(run: Path) -> None:
     training = read_config(SHIPPED_MODEL)["training"]
     model = FaceAging.load()
     _, held_out = faces_of(SHIPPED_MODEL)
-    measured = model.evaluate(held_out)
-    costs = {"8 bits, as shipped": measured, "float32, as trained": FaceAging.load(run).evaluate(held_out)}
+    measured = model.evaluate(held_out, identity=False)
+    costs = {
+        "8 bits, as shipped": measured,
+        "float32, as trained": FaceAging.load(run).evaluate(held_out, identity=False),
+    }
     with tempfile.TemporaryDirectory() as folder:
         pack(run, 16, Path(folder))
-        costs["float16"] = FaceAging.load(folder).evaluate(held_out)
+        costs["float16"] = FaceAging.load(folder).evaluate(held_out, identity=False)
     by_race = {}
     for code, race in enumerate(RACES):
         faces = [face for face in held_out if Path(face.path).name.split("_")[2:3] == [str(code)]]
         if faces:
-            by_race[race] = model.evaluate(faces)["overall"]
+            by_race[race] = model.evaluate(faces, identity=False)["overall"]
     lines = [
         BEGIN,
         "",

@@ -44,7 +44,7 @@ def keep_epoch(model: FaceAging, training: list, held_out: list) -> None:
     if sheet.exists():
         return
     table = model.save_dir / "held_out.csv"
-    row = {"epoch": epoch, "step": int(model.step), **model.evaluate(held_out)["overall"]}
+    row = {"epoch": epoch, "step": int(model.step), **model.evaluate(held_out, identity=False)["overall"]}
     del row["label_movement_by_bin"]
     empty = not table.exists()
     with table.open("a", newline="") as file:

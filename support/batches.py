@@ -31,23 +31,31 @@ def split(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]]:
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def read_faces(
-    faces: Sequence[Face], bins: AgeBins, load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (images uint8 [N, S, S, C], age labels [N, bins], gender labels [N, 2]) of those that can be read.
+def read_images(
+    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
+) -> tuple[np.ndarray, list[Face]]:
+    """Returns (images uint8 [N, S, S, C], their faces) of those that can be read.
 
     What cannot be read is named by `say`. Raises InputError where that is everything.
     """
-    images, labelled = [], []
+    images, read = [], []
     for face in faces:
         try:
             images.append(load_image(face.path))
-            labelled.append(face)
+            read.append(face)
         except BadPicture as error:
             say(f"Left out: {error}")
     if not images:
         raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
-    return np.stack(images), *labels_of(labelled, bins)
+    return np.stack(images), read
+
+
+def read_faces(
+    faces: Sequence[Face], bins: AgeBins, load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (images uint8 [N, S, S, C], age labels [N, bins], gender labels [N, 2]): see `read_images`."""
+    images, read = read_images(faces, load_image, say)
+    return images, *labels_of(read, bins)
 
 
 def labels_of(faces: Sequence[Face], bins: AgeBins) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from support.aging_measures import aging, joined
 from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels
 
 MEASURES = {  # what is measured of a set of faces, and the units
@@ -57,12 +58,14 @@ def measure_faces(faces: np.ndarray, reconstructions: np.ndarray, aged: np.ndarr
     }
 
 
-def summarize(each: dict[str, np.ndarray], bins: AgeBins) -> dict:
-    """Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": MEASURES}.
+def summarize(parts: list[dict[str, np.ndarray]], bins: AgeBins) -> dict:
+    """Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units", "aging"}.
 
-    each: the arrays of `measure_faces`, and "z" [N, Z], the age labels "ages" and the gender labels "genders".
-    Measures are those of MEASURES and, by pair of bins, "label_movement_by_bin". A group without a face is left out.
+    parts: of some faces each, the arrays of `measure_faces` and of `aging_measures.look`, and "z" [N, Z], the ages in
+    "years", the age labels "ages" and the gender labels "genders". Measures are those of MEASURES and, by pair of bins,
+    "label_movement_by_bin"; "aging" is what `aging_measures.aging` returns. A group without a face is left out.
     """
+    each = joined(parts)
     index = each["ages"].argmax(axis=1)
     by_age = {name: index == i for i, name in enumerate(bins.names)}
     by_gender = {
@@ -77,13 +80,14 @@ def summarize(each: dict[str, np.ndarray], bins: AgeBins) -> dict:
         "by_age": measures_by(by_age),
         "by_gender": measures_by(by_gender),
         "units": MEASURES,
+        "aging": aging(each, each["years"], bins),
     }
 
 
 def _mean_measures(each: dict[str, np.ndarray], chosen, bins: AgeBins) -> dict:
     from scipy.stats import kstest, uniform  # importing SciPy is slow
 
-    each = {name: values[chosen] for name, values in each.items()}
+    each = {name: each[name][chosen] for name in ("z", "L1", "PSNR", "SSIM", "sharpness", "label_movement")}
     prior = uniform(-1, 2).cdf
     face, reconstruction = each["sharpness"].mean(axis=0)
     movement = each["label_movement"].mean(axis=0)
