@@ -16,6 +16,7 @@ from support.errors import InputError, printable
 from support.images import BadPicture, fit_image, read_image, save_image
 from support.labels import UNKNOWN, AgeBins
 from support.pictures import save_animation, sheet
+from support.terminal import progress
 
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # the time of a frame
@@ -42,7 +43,7 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
     """
     align = align and _can_align()
     names, doubtful = set(), []
-    for path in tqdm(paths, "Aging", unit="picture", disable=None):
+    for path in progress(paths, "Aging", unit="picture"):
         try:
             photo = read_image(path)
         except BadPicture as error:
