@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from tqdm import tqdm
 
 import ops
 from support import aging_measures, checkpoints, latent, portraits
@@ -44,6 +43,7 @@ from support.images import fit_image, save_image, to_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
+from support.terminal import progress
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -327,10 +327,12 @@ class FaceAging:
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             shown = read_faces(held_out, self.bins, self._load_image, self.devices.say)
             run.open(self.config, {**(notes or {}), "faces": len(faces)}, int(self.step))  # hears Ctrl-C from here on
-            save_image(run.folder / "test/input.png", grid(shown[0][:IN_A_ROW]))
+            run.draw("test/input.png", save_image, grid(shown[0][:IN_A_ROW]))
             self._train_epochs(run, batches, shown, *schedule)
         if self.devices.is_chief and not run.stopped_by:
-            animate_training(self.save_dir, self.size_image, self.bins.names)
+            # the epochs of this run, whatever else lies in its folder
+            done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))
+            run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
         return run.stopped_by
 
     def _train_epochs(self, run: Run, batches: Batches, held_out, num_epochs, learning_rate, decay_rate, loss_weights):
@@ -361,10 +363,10 @@ class FaceAging:
                 run.save(self.save_checkpoint)
                 raise
             for path, reason in batches.newly_bad().items():
-                self.devices.say(f"Another face stands in for {path}: {reason}")
+                self.devices.say(f"Another face stands in for {printable(path)}: {reason}")
 
             # the held-out faces, rebuilt and at every age; then the epoch is done
-            run.log_epoch(int(self.step), *self._show_epoch(run.folder, epoch_name(epoch), *held_out))
+            run.log_epoch(int(self.step), epoch_name(epoch), *self._show_epoch(*held_out))
             self.epoch.assign(epoch + 1)
             self.batch.assign(0)
             if run.stopped_by or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
@@ -406,15 +408,15 @@ class FaceAging:
         parts = *self.networks.values(), *self.optimizers.values()
         checkpoints.check_space(self.save_dir, [variable for part in parts for variable in part.variables])
 
-    def _show_epoch(self, folder: Path, name: str, images, ages, genders) -> tuple[dict[str, np.ndarray], float]:
-        """Reconstruct the held-out faces and age their first row; returns the sheets written and the mean L1."""
+    def _show_epoch(self, images, ages, genders) -> tuple[dict[str, np.ndarray], float]:
+        """Reconstruct the held-out faces and age their first row; returns the sheets of both and the mean L1."""
         z = self._z_of(images)
         samples = self._images_of(z, ages, genders)
         row = slice(IN_A_ROW)
         aged = self._at_every_age(z[row], genders[row])
         sheets = {
-            "samples": ops.save_batch_images(samples, folder / f"samples/{name}.png"),
-            "test": ops.save_batch_images(np.concatenate(aged), folder / f"test/{name}.png", columns=aged.shape[1]),
+            "samples": ops.batch_grid(samples),
+            "test": ops.batch_grid(np.concatenate(aged), columns=aged.shape[1]),
         }
         return sheets, float(np.abs(ops.normalize(images) - samples).mean())
 
@@ -474,7 +476,7 @@ class FaceAging:
         """
         told_apart = identity and aging_measures.people_are_told_apart()
         parts, people = [], []
-        for i in tqdm(range(0, len(faces), INFERENCE_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
+        for i in progress(range(0, len(faces), INFERENCE_BATCH), "Evaluating", unit="batch", delay=5):
             images, read = read_images(faces[i : i + INFERENCE_BATCH], self._load_image)
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
@@ -508,7 +510,7 @@ class FaceAging:
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
         parts = [faces[i : i + INFERENCE_BATCH] for i in range(0, len(faces), INFERENCE_BATCH)]
-        bar = tqdm(parts, "Encoding", unit="batch", delay=5, disable=None)
+        bar = progress(parts, "Encoding", unit="batch", delay=5)
         z = [self._z_of(read_images(part, self._load_image)[0]) for part in bar]
         self.z_distribution = latent.fit(np.concatenate(z))
 

@@ -15,6 +15,7 @@ from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
 from support.labels import AgeBins
+from support.terminal import make_streams_safe
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
@@ -219,4 +220,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    make_streams_safe()
     sys.exit(main())

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from support import fast_ops
-from support.images import fit_image, read_image, save_image
+from support.images import fit_image, read_image
 from support.pictures import IN_A_ROW, grid
 
 STDDEV = 0.02  # the standard deviation of every initial weight
@@ -191,8 +191,6 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
     return fit_image(read_image(path), size_image, channels)
 
 
-def save_batch_images(images, path: str | Path, columns: int = IN_A_ROW) -> np.ndarray:
-    """Write images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps; returns it, uint8 [H, W, C]."""
-    picture = grid(denormalize(images).numpy(), columns)
-    save_image(path, picture)
-    return picture
+def batch_grid(images, columns: int = IN_A_ROW) -> np.ndarray:
+    """Returns images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps: uint8 [H, W, C]."""
+    return grid(denormalize(images).numpy(), columns)

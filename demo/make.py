@@ -30,6 +30,7 @@ from support.errors import InputError
 from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
 from support.images import save_image
 from support.labels import FEMALE, MALE
+from support.terminal import make_streams_safe
 
 with main.silence():
     import ops
@@ -209,4 +210,5 @@ def make(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    make_streams_safe()
     sys.exit(make(sys.argv[1:]))

@@ -21,6 +21,7 @@ from support.flags import parse_flags
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.pictures import grid
+from support.terminal import make_streams_safe
 
 with main.silence():
     from FaceAging import FaceAging
@@ -80,4 +81,5 @@ def train(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    make_streams_safe()
     sys.exit(train(sys.argv[1:]))

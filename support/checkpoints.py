@@ -31,6 +31,8 @@ DAMAGE = (tf.errors.OpError, OSError, IndexError)
 STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # keys of the file `checkpoint`: the latest, and all
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2's checkpoints have and TensorFlow 1's lack
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # what Keras and the reference program call the same weights
+# the files of a checkpoint, their names while TensorFlow writes them, and the folder in which it does
+OURS = re.compile(r"(?P<name>model-\d+)(?:\.(?:index|data-\d{5}-of-\d{5})(?P<half>\.tempstate\d+)?|(?P<folder>_temp))")
 ARCHITECTURE = (  # the sizes that a checkpoint and the networks it is loaded into must share
     "size_image",
     "size_kernel",
@@ -139,7 +141,9 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     latest, every = (re.findall(rf'^{key}: "(?:.*[/\\])?(.+)"$', text, re.MULTILINE) for key in STATE)
     if not latest or latest != every[-1:]:
         indices = [path.stem for path in folder.iterdir() if path.suffix == ".index"] if folder.is_dir() else []
-        every = sorted(indices, key=lambda name: (len(name), name))  # model-5 before model-10
+        # model-5 before model-10; what a user has copied beside them, model-5_best, is not gone on from
+        ours = [name for name in indices if OURS.fullmatch(f"{name}.index")]
+        every = sorted(ours or indices, key=lambda name: (len(name), name))
     if not every and (folder / PACKED).is_file():
         every = [PACKED]
     return [str(folder / name) for name in reversed(every)]
@@ -167,9 +171,10 @@ def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
     not whole, nor take the one before.
     """
     latest, names = Path(prefixes[-1]).name, [Path(prefix).name for prefix in prefixes]
-    for path in folder.glob(f"{latest}.*"):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+    for path, match in our_files(folder):
+        if match["name"] == latest and path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
     sync_folder(folder)
     with write_whole(folder / FOLDER) as path:
         lines = zip([STATE[0], *(STATE[1] for _ in names)], [latest, *names], strict=True)
@@ -179,12 +184,22 @@ def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the checkpoints that the folder's file `checkpoint` does not name, half-written ones too."""
+    """Remove the checkpoints that the folder's file `checkpoint` does not name, half-written ones too.
+
+    What a user keeps beside them, such as model-5_best.index or a folder model-backup, is none of ours.
+    """
     kept = [Path(prefix).name for prefix in saved_checkpoints(folder)]
-    for path in folder.glob("model-*"):
-        name = path.name.partition(".")[0]
-        if name not in kept or ".tempstate" in path.name:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path, match in our_files(folder):
+        if match["folder"] and path.is_dir():
+            shutil.rmtree(path)
+        elif not match["folder"] and path.is_file() and (match["half"] or match["name"] not in kept):
+            path.unlink()
+
+
+def our_files(folder: Path) -> list[tuple[Path, re.Match]]:
+    """Returns what has the name of a checkpoint's file in the folder, to the letter, each with the match of OURS."""
+    matches = [(path, OURS.fullmatch(path.name)) for path in folder.glob("model-*")]
+    return [(path, match) for path, match in matches if match]
 
 
 def check_architecture(folder: Path, config: dict) -> None:

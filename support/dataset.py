@@ -21,6 +21,7 @@ from support.draw_faces import draw_dataset
 from support.errors import InputError, printable
 from support.images import BadPicture, open_picture
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
+from support.terminal import progress
 
 BAD_SHARE = 0.1  # a set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
@@ -181,7 +182,8 @@ def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
     parts = [names[i : i + HEADERS_A_TASK] for i in range(0, len(names), HEADERS_A_TASK)]
     with ThreadPoolExecutor() as pool:
         found = pool.map(check, parts)
-        bar = tqdm(found, f"Looking at {folder}", len(parts), unit_scale=HEADERS_A_TASK, delay=2, disable=None)
+        title = f"Looking at {printable(str(folder))}"
+        bar = progress(found, title, len(parts), unit="picture", unit_scale=HEADERS_A_TASK, delay=2)
         return {name: reason for bad in bar for name, reason in bad.items()}
 
 

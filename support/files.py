@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from support.errors import InputError
 
+PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `write_whole` calls a file until it is whole
 SHIPPED_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
 
@@ -51,7 +53,8 @@ def remove_partial(folder: Path, *subfolders: str) -> None:
     """Remove what a process that was killed within `write_whole` left in the folder and in these below it."""
     for part in (folder, *(folder / name for name in subfolders)):
         for path in part.glob(".partial-*"):
-            path.unlink(missing_ok=True)
+            if PARTIAL.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

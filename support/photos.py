@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from support import finder  # noqa: F401  (with TensorFlow, as long as main keeps its log quiet)
 from support.align import find_faces
@@ -15,6 +14,7 @@ from support.errors import InputError
 from support.files import write_whole
 from support.images import BadPicture, read_image
 from support.labels import GENDER_NAMES
+from support.terminal import progress
 
 
 def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
@@ -28,7 +28,7 @@ def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed left
     rows, left_out = [], {}
     try:
-        for face in tqdm(listing.faces, f"Aligning {photos}", unit="photo", disable=None):
+        for face in progress(listing.faces, f"Aligning {photos}", unit="photo"):
             name = Path(face.path).relative_to(photos).as_posix()
             try:
                 found = find_faces(read_image(face.path)).faces

@@ -1,7 +1,7 @@
 """What people look at: grids, labelled sheets, films and curves; open it to change how a picture is laid out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -107,13 +107,15 @@ def save_animation(
         raise ValueError(f"{path}: an animation is a .gif or a .mp4")
 
 
-def animate_training(save_dir: Path, size_image: int, bins: Sequence[str]) -> None:
-    """Write demo_train.gif: the test sheets of a run epoch by epoch, under the faces themselves.
+def animate_training(path: Path, epochs: Iterable[str], size_image: int, bins: Sequence[str]) -> None:
+    """Write a run's demo_train.gif: the test sheets of these epochs, in their order, under the faces themselves.
 
-    bins: the names of the age bins, which are the rows of the sheets.
+    epochs: the names of the epochs; one whose sheet is not in the folder test beside `path` is left out. bins: the
+    names of the age bins, which are the rows of the sheets. Raises OSError and ValueError where a sheet is damaged or
+    of another size.
     """
-    test = save_dir / "test"
-    paths = sorted(test.glob("p[0-9]*.png")) + sorted(test.glob("[0-9]*.png"))
+    test = path.parent / "test"
+    paths = [test / f"{name}.png" for name in epochs if (test / f"{name}.png").is_file()]
     inputs = tiles(Image.open(test / "input.png"), size_image)
     frames = [
         sheet(
@@ -121,7 +123,7 @@ def animate_training(save_dir: Path, size_image: int, bins: Sequence[str]) -> No
         )
         for path in paths
     ]
-    save_animation(save_dir / "demo_train.gif", frames, frame_seconds=0.5, max_bytes=GIF_BYTES)
+    save_animation(path, frames, frame_seconds=0.5, max_bytes=GIF_BYTES)
 
 
 def tiles(picture: Image.Image, side: int) -> np.ndarray:

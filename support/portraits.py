@@ -16,6 +16,7 @@ from support.errors import InputError, printable
 from support.images import BadPicture, fit_image, read_image, save_image
 from support.labels import GENDER_NAMES, UNKNOWN, AgeBins
 from support.pictures import IN_A_ROW, save_animation, sheet
+from support.terminal import progress
 
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # the time of a frame
@@ -43,7 +44,7 @@ def read_portraits(
     like the faces trained on.
     """
     names, doubtful = set(), []
-    for path in tqdm(paths, "Aging", unit="picture", disable=None):
+    for path in progress(paths, "Aging", unit="picture"):
         try:
             picture = read_image(path)
         except BadPicture as error:
@@ -138,7 +139,7 @@ class Drawing:
 
     def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
         """Draw z [N, Z] at every age, ten a sheet."""
-        for first in tqdm(range(0, len(z), IN_A_ROW), "Drawing", unit="sheet", disable=None):
+        for first in progress(range(0, len(z), IN_A_ROW), "Drawing", unit="sheet"):
             for gender in genders:
                 aged = self._at_every_age(z[first : first + IN_A_ROW], gender)
                 self._save_sheet("random", first, gender, aged, self.bins.names)

@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
 from support.devices import Devices, lost_workers_named
-from support.errors import InputError
+from support.errors import InputError, reason
 from support.files import locked, read_config, remove_partial, write_config, write_whole
+from support.images import save_image
 from support.pictures import plot_losses
+from support.terminal import progress
 
 HISTOGRAM_STEPS = 50  # steps from one histogram of z and the logits to the next
 CHECKPOINT_SECONDS = 600  # seconds from one checkpoint within an epoch to the next
@@ -76,6 +78,7 @@ class Run:
         self.devices = devices
         self.line = line
         self.stopped_by: int | None = None
+        self.not_drawn: set[str] = set()  # kinds of pictures that could not be drawn
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
@@ -101,9 +104,9 @@ class Run:
         self.saved_at = time.monotonic()
 
     def progress(self, batches: Iterable, title: str, done: int, total: int) -> Iterable:
-        """Yields the batches of an epoch under a progress bar; `done` of `total` lie behind."""
+        """Yields the batches of an epoch, while a bar or lines show how far it is; `done` of `total` lie behind."""
         self.title, self.total = title, total
-        self.bar = tqdm(batches, title, total, initial=done, unit="batch", disable=None)
+        self.bar = progress(batches, title, total, self.devices.say, initial=done, unit="batch")
         return self.bar
 
     def log(self, step: int, epoch: float, losses: dict, outputs: dict, learning_rate: float) -> None:
@@ -120,14 +123,34 @@ class Run:
         self.bar.set_postfix_str(self.line(losses))
         self._hear()
 
-    def log_epoch(self, step: int, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
-        """Log the end of an epoch: the sheets drawn for it, the loss curve so far, and a line with its mean losses."""
+    def log_epoch(self, step: int, name: str, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
+        """Log the end of an epoch: the sheets drawn for it, the loss curve so far, and a line with its mean losses.
+
+        name: what the epoch is called; sheets: uint8 [H, W, C], by the folder that each is kept in.
+        """
         log = self.training_log
+        for folder, sheet in sheets.items():
+            self.draw(f"{folder}/{name}.png", save_image, sheet)
         log.write_epoch(step, sheets, held_out_loss)
-        plot_losses(self.folder / "loss_epoch.png", log.columns["epoch"], log.columns["EG_loss"])
+        self.draw("loss_epoch.png", plot_losses, log.columns["epoch"], log.columns["EG_loss"])
         means = {name: np.mean(log.columns[name][-self.total :]) for name in log.losses}
         self.devices.say(f"{self.title}, step {step}: {self.line(means)}, held-out L1 {held_out_loss:.4f}")
         self._hear()
+
+    def draw(self, name: str, draw: Callable, *arguments) -> None:
+        """Call draw(path, *arguments), by which the picture of this name in the folder is drawn and written.
+
+        A picture never ends a training: where it cannot be drawn or written, that is said on stderr, once for all
+        pictures of a kind, and the training goes on without it.
+        """
+        try:
+            draw(self.folder / name, *arguments)
+        except Exception as error:  # libraries that draw raise nearly anything for a file that another program harmed
+            kind = name.partition("/")[0]
+            if self.devices.is_chief and kind not in self.not_drawn:
+                line = f"{self.folder / name} cannot be drawn, training goes on without it: {reason(error)}"
+                tqdm.write(line, file=sys.stderr)
+            self.not_drawn.add(kind)
 
     def _hear(self) -> None:
         """Learn whether to stop; all workers ask each other, so that all stop at the same batch."""

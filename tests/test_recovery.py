@@ -180,10 +180,13 @@ def test_full_disk_leaves_the_checkpoint_before_whole(workplace, short):
 
 
 @pytest.mark.parametrize("file_size", [1_000, 30_000])  # too small for a picture, for tensorboard's record
-def test_a_full_disk_is_said_in_one_line_whatever_meets_it(workplace, file_size):
+def test_a_full_disk_ends_a_training_in_one_line_whatever_meets_it(workplace, file_size):
     process = start("--epoch=1", cwd=workplace, file_size=file_size)
     _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and err.count("\n") == 1 and "save" in err and "too large" in err.lower()
+    assert process.returncode == 2
+    *pictures, line = err.splitlines()
+    assert line.startswith("main.py: ") and "save" in line and "too large" in line.lower()
+    assert all("cannot be drawn" in picture for picture in pictures)  # they end nothing
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -267,14 +270,42 @@ def test_what_a_killed_run_left_half_written_is_removed(copy, faces):
     left = [
         copy / "checkpoint/model-7_temp/part-00000-of-00001.index",
         copy / "checkpoint/model-6.data-00000-of-00001",
-        copy / "test/.partial-0.png",
-        copy / ".partial-1.csv",
+        copy / "test/.partial-0123456789abcdef.png",
+        copy / ".partial-0123456789abcdef.csv",
     ]
     for path in left:
         path.write_text("half")
     train(faces, copy, 1)
     assert not [path for path in left if path.exists()]
     assert kept(copy) == {"model-4", "model-5"}
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_stays(copy, faces):
+    kept_by_user = [
+        "checkpoint/model-backup/model-5.index",
+        "checkpoint/model-4_best.index",
+        "checkpoint/model-4_best.data-00000-of-00001",
+        "checkpoint/model-1.txt",
+        "checkpoint/model-5.notes/read.me",
+        "checkpoint/model-3.index.bak",
+        "checkpoint/model-2_temporary/mine",
+        ".partial-thoughts.txt",
+        "test/.partial-0.png",
+    ]
+    for name in kept_by_user:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("mine")
+    (copy / "checkpoint/model-5.notes/read.me").chmod(0o444)
+    train(faces, copy, 2)
+    assert [name for name in kept_by_user if not (copy / name).is_file()] == []
+    assert {"model-5", "model-10"} <= kept(copy) and not (copy / "checkpoint/model-4.index").exists()
+
+
+def test_a_users_copy_is_not_gone_on_from_when_the_list_is_lost(copy):
+    for suffix in (".index", ".data-00000-of-00001"):
+        shutil.copy(copy / f"checkpoint/model-4{suffix}", copy / f"checkpoint/model-4_best{suffix}")
+    (copy / "checkpoint/checkpoint").unlink()
+    assert step_in(copy) == 5
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(copy):

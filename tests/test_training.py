@@ -24,6 +24,7 @@ from support.batches import epoch_name, read_faces, split
 from support.dataset import list_faces
 from support.errors import InputError
 from support.files import locked
+from support.images import save_image
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [
@@ -128,6 +129,40 @@ def test_sheets_of_training_are_laid_out_as_said(run, faces):
 
 def test_the_animation_has_a_frame_an_epoch(run):
     assert len(iio.imread(run.save_dir / "demo_train.gif", index=None)) == 2
+
+
+def test_the_animation_shows_the_epochs_of_its_own_run_only(tmp_path, faces):
+    """Not aged pictures of people, nor what an earlier run of another size has left in the folder."""
+    for name in ("25_0_2_20170116174525125_8_male.png", "03.png", "p02.png", "1.png"):
+        save_image(tmp_path / "test" / name, np.zeros([8, 8, 3], np.uint8))
+    FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
+    assert len(iio.imread(tmp_path / "demo_train.gif", index=None)) == 2
+
+
+def test_the_animation_shows_pretraining_too(tmp_path, faces):
+    model = FaceAging(**TINY, save_dir=tmp_path)
+    model.train(faces, num_epochs=1, use_trained_model=False)
+    assert len(iio.imread(tmp_path / "demo_train.gif", index=None)) == 11
+
+
+def test_a_picture_that_cannot_be_drawn_is_said_once_and_training_goes_on(tmp_path, faces, run, capsys):
+    for name in ("test/input.png", "loss_epoch.png", "demo_train.gif"):
+        (tmp_path / name).mkdir(parents=True)  # as what another program holds open on Windows, not to be replaced
+    (tmp_path / "samples").touch()
+    model = FaceAging(**TINY, save_dir=tmp_path)
+    model.train(faces, num_epochs=2)
+    said = capsys.readouterr().err.splitlines()
+    for name, line in zip(["test/input.png", "samples/01.png", "loss_epoch.png", "demo_train.gif"], said, strict=True):
+        assert line.startswith(f"{tmp_path / name} cannot be drawn, training goes on without it: ")
+    assert same(weights_of(model), weights_of(run))
+    assert FaceAging(**TINY, save_dir=tmp_path).load_checkpoint()
+
+
+def test_a_damaged_sheet_ends_no_training(tmp_path, faces, capsys):
+    FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
+    (tmp_path / "test/01.png").write_bytes(b"harmed")
+    assert FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2) is None
+    assert capsys.readouterr().err.count("demo_train.gif cannot be drawn") == 1
 
 
 def test_config_json_says_how_the_run_was_made(run):

@@ -1,0 +1,126 @@
+"""What the user sees of a program at work: streams, progress, commands; open it where something is printed wrongly."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).parents[1]
+LINE_SECONDS = 30  # seconds from one line of progress to the next, where there is no terminal for a bar
+
+
+class SafeStream:
+    """A text stream that can be printed to whatever is printed, and whatever becomes of its other end.
+
+    What its encoding lacks is written as an escape (\\\\u4eba). Once it cannot be written any more, as its reader has
+    ended (`| head`) or the disk is full, that is said on stderr, and what is printed from then on is dropped: it is no
+    reason to end a training.
+    """
+
+    def __init__(self, stream, name: str):
+        stream.reconfigure(errors="backslashreplace")
+        self.stream = stream
+        self.name = name
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())  # what the stream still holds is dropped too
+        os.close(nowhere)
+        if self.name != "stderr":
+            print(f"{self.name} cannot be written any more ({error.strerror}): the work goes on", file=sys.stderr)
+
+
+def make_streams_safe() -> None:
+    """Have stdout and stderr be such streams from now on; call it once, at the start of a program."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed from the start (`>&-`): the next file opened would take its number
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "w"))
+        setattr(sys, name, SafeStream(getattr(sys, name), name))
+
+
+def progress(items: Iterable, title: str, total: int | None = None, say: Callable[[str], None] = print, **bar):
+    """Returns an iterable over the items that shows how far it is: a bar, or a line now and then without a terminal.
+
+    bar: what tqdm takes for its bar, such as `unit` and `initial`. A line is given to `say`.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        return Lines(items, title, len(items) if total is None else total, say, bar)
+    return tqdm(items, title, total, **bar)
+
+
+class Lines:
+    """What stands for a progress bar where there is no terminal: lines, LINE_SECONDS or one item apart."""
+
+    def __init__(self, items: Iterable, title: str, total: int, say: Callable[[str], None], bar: dict):
+        self.items, self.title, self.total, self.say = items, title, total, say
+        self.done = bar.get("initial", 0)
+        self.unit, self.scale = bar["unit"], bar.get("unit_scale", 1)
+        self.postfix = ""
+
+    def set_postfix_str(self, text: str) -> None:
+        """Have this stand in the lines from now on."""
+        self.postfix = f", {text}"
+
+    def __iter__(self) -> Iterator:
+        # the first item is left out of the pace: TensorFlow builds its graph in it
+        first, begun, said = self.done + 1, 0.0, time.monotonic()
+        for item in self.items:
+            yield item
+            self.done += 1
+            now = time.monotonic()
+            if self.done == first:
+                begun = now
+            if now - said >= LINE_SECONDS and self.done < self.total:
+                left = ""
+                if self.done > first:
+                    seconds = (now - begun) / (self.done - first) * (self.total - self.done)
+                    left = f", {timedelta(seconds=round(seconds))} left"
+                done, total = self.done * self.scale, self.total * self.scale
+                self.say(f"{self.title}: {self.unit} {done:,} of {total:,}{self.postfix}{left}")
+                said = now
+
+
+def quoted(*words: str | Path) -> str:
+    """Returns the words as a command that this system's shell takes for just these words."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def python(*words: str | Path) -> str:
+    """Returns the command that has this Python, called as the user can call it from here, do what the words say."""
+    found = shutil.which("python")
+    same = found and Path(found).parent.absolute() == Path(sys.executable).parent.absolute()
+    return quoted("python" if same else sys.executable, *words)
+
+
+def from_here(path: Path) -> Path:
+    """Returns a path within the project as it is called from the current folder."""
+    try:
+        return Path(os.path.relpath(path))
+    except ValueError:  # on another drive of Windows
+        return path
