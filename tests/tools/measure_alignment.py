@@ -145,15 +145,18 @@ def measure_template(paths: list[Path]) -> None:
 
 def measure_scenes(paths: list[Path], rng: np.random.Generator, sheet: Path | None) -> None:
     """Print how often faces come back in place; `sheet` is where to draw what came back."""
-    tally, crops, seconds = Tally(), [], []
+    tally, crops, seconds, sure, doubted = Tally(), [], [], [], []
     for path in paths:
         canvas, truth = scene(rng, read(path))
         begin = time.process_time()
         found = find_faces(canvas)
         seconds.append(time.process_time() - begin)
         tally.add(found, [truth])
+        sure += [face.confidence for face in found.faces]
+        doubted += [] if found.faces else found.dropped
         crops += [np.asarray(Image.fromarray(face.image).resize((128, 128))) for face in found.faces]
     print(f"scenes: {tally}; {np.mean(seconds[1:]):.2f} s of CPU")
+    print(f"scenes: the least sure of the found {min(sure):.1%}; missed because not believed {doubted}")
     if sheet:
         rows = [np.hstack(crops[i : i + 10]) for i in range(0, min(len(crops), 60) // 10 * 10, 10)]
         Image.fromarray(np.vstack(rows)).save(sheet)
@@ -179,14 +182,19 @@ def empty_images(paths: list[Path], rng: np.random.Generator) -> Iterator[tuple[
 
 
 def measure_empty(paths: list[Path], rng: np.random.Generator) -> None:
-    """Print how many faces are found where there are none."""
+    """Print how many faces are found where there are none, and how near to being believed anything comes."""
+    from support import finder
+
     kinds: dict[str, list[int]] = {}
+    surest = 0.0
     for kind, image in empty_images(paths, rng):
         kinds.setdefault(kind, []).append(len(find_faces(image).faces))
+        points = np.concatenate([finder.find_points(image, quarters) for quarters in range(4)])
+        surest = max([surest, *(align._look_again(image, five, finder).confidence for five in points)])
     for kind, counts in kinds.items():
         print(f"without a face: {kind:36} {sum(counts)} found in {len(counts)}")
     everything = sum(kinds.values(), [])
-    print(f"without a face: in all {sum(everything)} found in {len(everything)}")
+    print(f"without a face: in all {sum(everything)} found in {len(everything)}; the surest {surest:.1%}")
 
 
 def shipped(name: str) -> Image.Image:
