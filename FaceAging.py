@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import ops
 from support import checkpoints, latent, portraits
-from support.batches import INFERENCE_BATCH, PRETRAINING_EPOCHS, Batches, epoch_name, in_batches, read_faces, split
+from support.batches import PRETRAINING_EPOCHS, Batches, epoch_name, in_batches, read_faces, read_parts, split
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
@@ -471,11 +471,10 @@ class FaceAging:
 
         Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": ...}: see
         support.evaluation. Images are read a batch at a time. What cannot be read is named and left out. Raises
-        InputError where a whole batch cannot.
+        InputError where that is everything.
         """
         parts = []
-        for i in tqdm(range(0, len(faces), INFERENCE_BATCH), "Evaluating", unit="batch", delay=5, disable=None):
-            images, ages, genders = read_faces(faces[i : i + INFERENCE_BATCH], self.bins, self._load_image)
+        for images, ages, genders in read_parts(faces, self.bins, self._load_image, "Evaluating"):
             z = self._z_of(images)
             reconstructions, aged = self._images_of(z, ages, genders), self._at_every_age(z, genders)
             measured = measure_faces(ops.normalize(images).numpy(), reconstructions, aged)
@@ -497,9 +496,7 @@ class FaceAging:
 
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
-        parts = [faces[i : i + INFERENCE_BATCH] for i in range(0, len(faces), INFERENCE_BATCH)]
-        bar = tqdm(parts, "Encoding", unit="batch", delay=5, disable=None)
-        z = [self._z_of(read_faces(part, self.bins, self._load_image)[0]) for part in bar]
+        z = [self._z_of(images) for images, *_ in read_parts(faces, self.bins, self._load_image, "Encoding")]
         self.z_distribution = latent.fit(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
@@ -628,7 +625,7 @@ class FaceAging:
         z, gender = ((1 - share) * a + share * b for a, b in (self._z_of(ends), gender_labels(genders)))
         labels = self.bins.interpolated(ages).repeat(len(z), axis=0).reshape(2, len(z), -1)
         blended = [ops.denormalize(self._images_of(z, label, gender)).numpy() for label in labels]
-        path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
+        path = self.save_dir / "test" / portraits.blend_name(faces)
         portraits.draw_blend(path, ends, np.stack(blended), ages)
         return path
 

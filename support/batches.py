@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from support.dataset import Face, check_bad
-from support.errors import InputError
+from support.errors import InputError, printable
 from support.images import BadPicture
 from support.labels import AgeBins, gender_labels
 
@@ -38,6 +39,37 @@ def read_faces(
 
     What cannot be read is named by `say`. Raises InputError where that is everything.
     """
+    images, labelled = _readable(faces, load_image, say)
+    if not images:
+        raise nothing_to_read(faces)
+    return np.stack(images), *labels_of(labelled, bins)
+
+
+def read_parts(
+    faces: Sequence[Face], bins: AgeBins, load_image: Callable[[str], np.ndarray], title: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields what `read_faces` returns for INFERENCE_BATCH faces at a time, under a progress bar.
+
+    A part of which nothing can be read is passed over. Raises InputError where that is every part.
+    """
+    empty = True
+    for i in tqdm(range(0, len(faces), INFERENCE_BATCH), title, unit="batch", delay=5, disable=None):
+        images, labelled = _readable(faces[i : i + INFERENCE_BATCH], load_image, print)
+        if images:
+            empty = False
+            yield np.stack(images), *labels_of(labelled, bins)
+    if empty:
+        raise nothing_to_read(faces)
+
+
+def nothing_to_read(faces: Sequence[Face]) -> InputError:
+    return InputError(f"none of {len(faces)} faces can be read, such as {printable(faces[0].path)}")
+
+
+def _readable(
+    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], say: Callable[[str], None]
+) -> tuple[list[np.ndarray], list[Face]]:
+    """Returns the images that can be read, uint8 [S, S, C] each, with their faces; `say` names the others."""
     images, labelled = [], []
     for face in faces:
         try:
@@ -45,9 +77,7 @@ def read_faces(
             labelled.append(face)
         except BadPicture as error:
             say(f"Left out: {error}")
-    if not images:
-        raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
-    return np.stack(images), *labels_of(labelled, bins)
+    return images, labelled
 
 
 def labels_of(faces: Sequence[Face], bins: AgeBins) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.draw_faces import draw_dataset
-from support.errors import InputError, printable
+from support.errors import InputError, printable, reason
 from support.images import BadPicture, open_picture
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
 
@@ -54,7 +54,8 @@ class Face(NamedTuple):
 class Listing(NamedTuple):
     """What a folder holds.
 
-    The faces in the order of their names, (name, reason) of each file left out, and the number of faces by convention.
+    The faces in the order of their names, (name, reason) of each file or folder left out, and the number of faces by
+    convention.
     """
 
     faces: list[Face]
@@ -123,17 +124,28 @@ def parse_name(name: str) -> tuple[str, int, int] | None:
 
 def picture_names(folder: str | Path) -> list[str]:
     """Returns the images in the folder and below, known by their suffixes, as sorted posix paths relative to it."""
+    return look_through(folder)[0]
+
+
+def look_through(folder: str | Path) -> tuple[list[str], dict[str, str]]:
+    """Returns (the images in the folder and below, what cannot be looked at with the reason).
+
+    Both are posix paths relative to the folder, the images sorted; a folder's ends with "/". Raises InputError where
+    the folder itself cannot be looked into.
+    """
     folder = Path(folder)
-    names = []
+    names, closed = [], {}
 
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}")
+    def name_closed(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{printable(str(folder))}: {error.strerror}")
+        closed[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=name_closed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
         names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return sorted(names)
+    return sorted(names), closed
 
 
 def read_table(table: Path, names: set[str]) -> dict[str, tuple[str, int, int]]:
@@ -199,7 +211,7 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     ten images are bad, and where no face is left.
     """
     folder = Path(folder)
-    names = picture_names(folder)
+    names, closed = look_through(folder)
     labels = {name: said for name in names if (said := parse_name(name))}
     if (folder / TABLE).is_file():
         labels |= read_table(folder / TABLE, set(names))
@@ -221,7 +233,7 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
             f"{len(lacking):,} of {len(faces):,} faces have no gender{first_names(lacking)}: give it in "
             f"{folder / TABLE} (columns {','.join(COLUMNS)}), or train without: --unknown_gender True"
         )
-    return Listing(faces, sorted((skipped | bad).items()), Counter(labels[name][0] for name in kept))
+    return Listing(faces, sorted((skipped | bad | closed).items()), Counter(labels[name][0] for name in kept))
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -249,19 +261,34 @@ def describe(listing: Listing, bins: AgeBins) -> str:
 def find_pictures(testdir: list[str]) -> list[Path]:
     """Returns the images that --testdir names: several names where a shell has expanded a pattern itself.
 
-    Raises InputError for a name under which there is none.
+    A name under which there is none is named and passed over. Raises InputError where that is every name.
     """
-    paths = []
+    paths, empty = [], []
     for name in testdir:
-        if Path(name).is_dir():
-            found = [Path(name, picture) for picture in picture_names(name)]
-        elif Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
-            found = [Path(name)]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-        if not found:
-            raise InputError(
-                f"no pictures in {printable(name)}: give --testdir a folder of faces, a picture, or a pattern"
-            )
+        try:
+            found = _pictures_under(name)
+        except InputError as error:
+            empty.append(str(error))
+            continue
+        except OSError as error:  # a name that is too long, or in a folder that may not be looked into
+            empty.append(f"{printable(name)}: {reason(error)}")
+            continue
         paths += found
+        if not found:
+            empty.append(f"no pictures in {printable(name)}")
+    if not paths:
+        raise InputError(f"{'; '.join(empty[:NAMES_SHOWN])}: give --testdir a folder of faces, a picture, or a pattern")
+    for line in empty:
+        print(f"Left out: {line}")
     return paths
+
+
+def _pictures_under(name: str) -> list[Path]:
+    if Path(name).is_dir():
+        pictures, closed = look_through(name)
+        for inner, why in closed.items():
+            print(f"Left out: {printable(str(Path(name, inner)))}: {why}")
+        return [Path(name, picture) for picture in pictures]
+    if Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
+        return [Path(name)]
+    return [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]

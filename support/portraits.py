@@ -13,6 +13,7 @@ from tqdm import tqdm
 from support.align import align_faces, looks_aligned, opencv
 from support.dataset import parse_name
 from support.errors import InputError, printable
+from support.files import NAME_BYTES, shortened
 from support.images import BadPicture, fit_image, read_image, save_image
 from support.labels import UNKNOWN, AgeBins
 from support.pictures import save_animation, sheet
@@ -56,7 +57,7 @@ def read_portraits(paths: Sequence[str | Path], size_image: int, channels: int, 
             image = fit_image(face, size_image, channels)
             if not align and not looks_aligned(image):
                 doubtful.append(printable(str(path)))
-            yield Portrait(unused(Path(path).stem, names), image, () if UNKNOWN in label else tuple(label))
+            yield Portrait(unused(output_name(path), names), image, () if UNKNOWN in label else tuple(label))
     if doubtful:
         print(
             f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
@@ -72,6 +73,17 @@ def _can_align() -> bool:
         print(f"{error}; until then the middle of each picture is taken", file=sys.stderr)
         return False
     return True
+
+
+def output_name(path: str | Path) -> str:
+    """Returns what the pictures made of a photo begin with: its own name, shortened where that is too long."""
+    return shortened(Path(path).stem)
+
+
+def blend_name(faces: Sequence[Portrait]) -> str:
+    """Returns what the picture of a blend of two faces is called."""
+    first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
+    return f"blend_{first}_{second}.png"
 
 
 def unused(name: str, names: set[str]) -> str:

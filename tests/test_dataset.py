@@ -15,10 +15,11 @@ from PIL import Image
 import main
 from ops import load_image
 from support import dataset
-from support.batches import Batches, epoch_order, split
+from support.batches import Batches, epoch_order, read_parts, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
+from tests.conftest import refuse_to_look_into
 
 ROOT = Path(main.__file__).parent
 SMALL = {"size_batch": 4, "num_z_channels": 5, "seed": 7}
@@ -168,6 +169,27 @@ def test_a_folder_without_a_labelled_face_is_refused(tmp_path, names):
         draw(tmp_path / name)
     with pytest.raises(InputError, match="no labelled faces in .*UTKFace, FG-NET, MORPH, CACD"):
         list_faces(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named_and_the_others_are_taken(tmp_path, monkeypatch):
+    draw(tmp_path / "a/25_1_3_20170116174525125.jpg")
+    (tmp_path / "a/lost+found").mkdir()
+    refuse_to_look_into(monkeypatch, "lost+found", "closed")
+    listing = list_faces(tmp_path)
+    assert len(listing.faces) == 1
+    assert listing.skipped == [("a/lost+found/", "a folder: Permission denied")]
+    (tmp_path / "closed").mkdir()
+    with pytest.raises(InputError, match="closed: Permission denied"):
+        list_faces(tmp_path / "closed")
+
+
+def test_a_part_of_which_no_face_can_be_read_does_not_end_a_measurement(tmp_path, capsys):
+    faces = draw_faces(tmp_path, 51)
+    Path(faces[-1].path).write_bytes(b"")  # alone in the last part
+    parts = list(read_parts(faces, AgeBins(), read, "Reading"))
+    assert [len(images) for images, *_ in parts] == [50] and "empty file" in capsys.readouterr().out
+    with pytest.raises(InputError, match="none of 1 faces can be read"):
+        list(read_parts(faces[-1:], AgeBins(), read, "Reading"))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
