@@ -21,9 +21,8 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import aging_measures, checkpoints, latent, portraits
+from support import checkpoints, latent, portraits
 from support.batches import (
-    INFERENCE_BATCH,
     PRETRAINING_EPOCHS,
     Batches,
     epoch_name,
@@ -31,19 +30,19 @@ from support.batches import (
     labels_of,
     read_faces,
     read_images,
+    read_parts,
     split,
 )
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
-from support.evaluation import measure_faces, summarize
+from support.evaluation import Measuring
 from support.fast_ops import Adam
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.images import fit_image, save_image, to_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
-from support.terminal import progress
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -474,25 +473,15 @@ class FaceAging:
         people are: some of each gender and age bin of `others`, or else of the faces. Images are read a batch at a
         time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
         """
-        told_apart = identity and aging_measures.people_are_told_apart()
-        parts, people = [], []
-        for i in progress(range(0, len(faces), INFERENCE_BATCH), "Evaluating", unit="batch", delay=5):
-            images, read = read_images(faces[i : i + INFERENCE_BATCH], self._load_image)
+        measuring = Measuring(self.bins, identity)
+        for images, read in read_parts(faces, self._load_image, "Evaluating"):
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
-            made = self._images_of(z, ages, genders), self._at_every_age(z, genders), self._at_every_age(z, -genders)
-            labels = {"years": np.array([face.age for face in read]), "ages": ages, "genders": genders}
-            parts.append({**labels, "z": z, **measure_faces(ops.normalize(images).numpy(), *made[:2])})
-            rebuilt, aged, other = (ops.denormalize(one).numpy() for one in made)
-            parts[-1] |= aging_measures.look(images, aged, other, genders)
-            if told_apart and i < aging_measures.FACES_COMPARED:
-                people.append(aging_measures.compare_people(images, rebuilt, aged))
-        measured = summarize(parts, self.bins)
-        if told_apart:
-            different = read_images(aging_measures.choose_others(others or faces, self.bins), self._load_image)
-            compared = np.concatenate([part["ages"] for part in parts])
-            measured["identity"] = aging_measures.measure_identity(people, compared, *different, self.bins)
-        return measured
+            aged = [self._at_every_age(z, label) for label in (genders, -genders)]
+            measuring.add(images, read, z, self._images_of(z, ages, genders), *aged)
+        if measuring.people:
+            measuring.compare(*read_images(measuring.choose_others(others or faces), self._load_image))
+        return measuring.measured()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 images [N, H, W, C].
@@ -509,9 +498,7 @@ class FaceAging:
 
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
-        parts = [faces[i : i + INFERENCE_BATCH] for i in range(0, len(faces), INFERENCE_BATCH)]
-        bar = progress(parts, "Encoding", unit="batch", delay=5)
-        z = [self._z_of(read_images(part, self._load_image)[0]) for part in bar]
+        z = [self._z_of(images) for images, _ in read_parts(faces, self._load_image, "Encoding")]
         self.z_distribution = latent.fit(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
@@ -611,6 +598,6 @@ class FaceAging:
         z, gender = ((1 - share) * a + share * b for a, b in (self._z_of(ends), gender_labels(genders)))
         labels = self.bins.interpolated(ages).repeat(len(z), axis=0).reshape(2, len(z), -1)
         blended = [ops.denormalize(self._images_of(z, label, gender)).numpy() for label in labels]
-        path = self.save_dir / "test" / f"blend_{faces[0].name}_{faces[1].name}.png"
+        path = self.save_dir / "test" / portraits.blend_name(faces)
         portraits.draw_blend(path, ends, np.stack(blended), ages)
         return path

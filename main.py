@@ -166,10 +166,12 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
     else:
+        from support.portraits import output_name
+
         aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
-        name = paths[0].stem if aged == len(paths) == 1 else "NAME"
+        name = output_name(paths[0]) if aged == len(paths) == 1 else "NAME"
         drawn = []
         if flags.age:
             drawn.append(folder / f"{name}_AGE_xxx.png")

@@ -182,18 +182,6 @@ def distances_of_pairs(embeddings: np.ndarray) -> np.ndarray:
     return np.linalg.norm(embeddings[one] - embeddings[other], axis=1)
 
 
-def measure_identity(
-    people: list[dict[str, np.ndarray]], ages: np.ndarray, images: np.ndarray, faces: Sequence[Face], bins: AgeBins
-) -> dict:
-    """Returns `identity` of the parts that `compare_people` returned, held against photos of other people.
-
-    ages: one-hot age labels of at least as many photos, [N, bins]; images, faces: of the others, uint8 [M, S, S, C].
-    """
-    compared = joined(people)
-    index = ages.argmax(axis=1)[: len(compared["rebuilt"])]
-    return identity(compared, index, distances_of_others(images, faces, bins), bins)
-
-
 def identity(each: dict[str, np.ndarray], ages: np.ndarray, others: dict[int, np.ndarray], bins: AgeBins) -> dict:
     """Returns {"overall": IDENTITY_MEASURES, "by_bin": {bin: measures}} of what `compare_people` returned of N photos.
 

@@ -1,5 +1,6 @@
 """Which faces are held out, the order of an epoch, its batches read ahead; open it where training reads its faces."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -8,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from support.dataset import Face, check_bad
-from support.errors import InputError
+from support.errors import InputError, printable
 from support.images import BadPicture
 from support.labels import AgeBins, gender_labels
+from support.terminal import progress
 
 PRETRAINING_EPOCHS = 10  # epochs without adversaries, numbered -9 to 0: before and outside those of the training proper
 BATCHES_AHEAD = 2
@@ -31,6 +33,13 @@ def split(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]]:
     return shuffled[held_out:], shuffled[:held_out]
 
 
+class NothingRead(InputError):
+    """None of some faces can be read."""
+
+    def __init__(self, faces: Sequence[Face]):
+        super().__init__(f"none of {len(faces)} faces can be read, such as {printable(faces[0].path)}")
+
+
 def read_images(
     faces: Sequence[Face], load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
 ) -> tuple[np.ndarray, list[Face]]:
@@ -46,7 +55,7 @@ def read_images(
         except BadPicture as error:
             say(f"Left out: {error}")
     if not images:
-        raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
+        raise NothingRead(faces)
     return np.stack(images), read
 
 
@@ -56,6 +65,22 @@ def read_faces(
     """Returns (images uint8 [N, S, S, C], age labels [N, bins], gender labels [N, 2]): see `read_images`."""
     images, read = read_images(faces, load_image, say)
     return images, *labels_of(read, bins)
+
+
+def read_parts(
+    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], title: str
+) -> Iterator[tuple[np.ndarray, list[Face]]]:
+    """Yields what `read_images` returns for INFERENCE_BATCH faces at a time, under a progress bar.
+
+    A part of which nothing can be read is passed over. Raises InputError where that is every part.
+    """
+    empty = True
+    for i in progress(range(0, len(faces), INFERENCE_BATCH), title, unit="batch", delay=5):
+        with contextlib.suppress(NothingRead):
+            yield read_images(faces[i : i + INFERENCE_BATCH], load_image)
+            empty = False
+    if empty:
+        raise NothingRead(faces)
 
 
 def labels_of(faces: Sequence[Face], bins: AgeBins) -> tuple[np.ndarray, np.ndarray]:

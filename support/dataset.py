@@ -1,13 +1,8 @@
 """What face files are called, and the labelled faces in a folder; open it to add a data set or a naming convention."""
 
-import csv
 import glob
-import gzip
 import os
 import re
-import shutil
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from support.archives import archive_of, archives_in, unpack
 from support.draw_faces import draw_dataset
-from support.errors import InputError, printable
+from support.errors import InputError, printable, reason
 from support.images import BadPicture, open_picture
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
+from support.table import COLUMNS, FROM_A_RANGE, TABLE, parse_age, read_table
 from support.terminal import progress
 
 BAD_SHARE = 0.1  # a set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
-READ_AT_ONCE = 1 << 20  # bytes
 HEADERS_A_TASK = 500  # a future for each of 163,446 images would cost more than reading them
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Each pattern matches a file name without its suffix and captures the age and, where the convention has it, the gender.
@@ -34,9 +29,9 @@ CONVENTIONS = {
     "FG-NET": re.compile(r"\d{3}a(?P<age>\d{2})[a-z]?", re.IGNORECASE),
     "MORPH": re.compile(r"\d+_\d+(?P<gender>[mf])(?P<age>\d{2,3})", re.IGNORECASE),
     "CACD": re.compile(r"(?P<age>\d{1,3})_.*[^\W\d_].*_\d{4}"),
+    "AgeDB": re.compile(r"\d+_.*[^\W\d_].*_(?P<age>\d{1,3})_(?P<gender>[mf])", re.IGNORECASE),
 }
-TABLE = "labels.csv"
-COLUMNS = ["file", "age", "gender"]
+FOLDERS = "folders named by age"  # where neither names nor a table say anything
 DEMO = "demo"  # the data set that the program draws itself
 
 
@@ -55,7 +50,8 @@ class Face(NamedTuple):
 class Listing(NamedTuple):
     """What a folder holds.
 
-    The faces in the order of their names, (name, reason) of each file left out, and the number of faces by convention.
+    The faces in the order of their names, (name, reason) of each file or folder left out, and the number of faces by
+    convention.
     """
 
     faces: list[Face]
@@ -64,7 +60,7 @@ class Listing(NamedTuple):
 
 
 def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
-    """Returns the folder of a data set: one still packed as NAME.tar.gz is unpacked, the set `demo` is drawn.
+    """Returns the folder of a data set: one still packed, as NAME.tar.gz or .zip, is unpacked, the set `demo` drawn.
 
     Raises InputError where there are no faces.
     """
@@ -72,44 +68,18 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
     if name == DEMO and not folder.exists():
         print(f"Drawing faces into {folder} ...", flush=True)
         draw_dataset(folder)
-    archive = Path(data_folder, f"{name}.tar.gz")
+    archive = archive_of(name, folder.parent)
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if empty and archive.is_file():
+    if empty and archive:
         unpack(archive, folder)
     elif empty or not folder.is_dir():
+        others = [f"{packed}, for --dataset {other}" for packed, other in archives_in(folder.parent).items()]
         raise InputError(
-            f"no faces in {folder}: put them there (see data/README.md), or get UTKFace.tar.gz for {folder.parent} "
-            "from https://susanqq.github.io/UTKFace/, or try --dataset demo"
+            f"no faces in {folder}{first_names(others, f'; {folder.parent} holds ')}: put them there "
+            f"(see data/README.md), or get UTKFace.tar.gz for {folder.parent} from "
+            "https://susanqq.github.io/UTKFace/, or try --dataset demo"
         )
     return folder
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the archive, or the one folder it holds, as `folder`: whole or, with an InputError, not at all."""
-    partial = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(partial, ignore_errors=True)  # a run that was killed may have left one
-    try:
-        size = archive.stat().st_size
-        with (
-            archive.open("rb") as file,
-            tqdm.wrapattr(file, "read", size, desc=f"Unpacking {archive}", disable=None) as packed,
-            gzip.open(packed) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as members,
-        ):
-            for member in members:
-                if not member.isfile() and not member.isdir():
-                    raise ValueError(f"it holds a link or a device, {printable(member.name)}")
-                members.extract(member, partial, filter="data")  # refuses what would leave the folder
-            while stream.read(READ_AT_ONCE):  # up to the checksum: tarfile takes an archive cut at a header for whole
-                pass
-        held = list(partial.iterdir())
-        if folder.exists():
-            folder.rmdir()
-        (held[0] if len(held) == 1 and held[0].is_dir() else partial).rename(folder)
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def parse_name(name: str) -> tuple[str, int, int] | None:
@@ -122,48 +92,42 @@ def parse_name(name: str) -> tuple[str, int, int] | None:
     return None
 
 
+def parse_folders(name: str) -> tuple[str, int, int] | None:
+    """Returns the (convention, age, gender) that the folders of a picture's path say, or None where none is an age.
+
+    An age is a whole number of years or a range, such as 25/ or 20-29/; a gender is a word, such as female/.
+    """
+    folders = Path(name).parts[-2::-1]  # the nearest first
+    found = next((age for folder in folders if (age := parse_age(folder))), None)
+    genders = (GENDERS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
+    gender = next((gender for gender in genders if gender != UNKNOWN), UNKNOWN)
+    return (FOLDERS + FROM_A_RANGE * found[1], found[0], gender) if found else None
+
+
 def picture_names(folder: str | Path) -> list[str]:
     """Returns the images in the folder and below, known by their suffixes, as sorted posix paths relative to it."""
+    return look_through(folder)[0]
+
+
+def look_through(folder: str | Path) -> tuple[list[str], dict[str, str]]:
+    """Returns (the images in the folder and below, what cannot be looked at with the reason).
+
+    Both are posix paths relative to the folder, the images sorted; a folder's ends with "/". Raises InputError where
+    the folder itself cannot be looked into.
+    """
     folder = Path(folder)
-    names = []
+    names, closed = [], {}
 
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}")
+    def name_closed(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{printable(str(folder))}: {error.strerror}")
+        closed[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=name_closed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
         names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return sorted(names)
-
-
-def read_table(table: Path, names: set[str]) -> dict[str, tuple[str, int, int]]:
-    """Returns (TABLE, age, gender) by file name. Raises InputError with the line of the first row that is wrong."""
-    labels = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, skipinitialspace=True, strict=True)
-        try:
-            columns = [column.strip().lower() for column in next(rows, [])]
-            if columns != COLUMNS:
-                raise ValueError(f"the columns are {','.join(columns)}, not {','.join(COLUMNS)}")
-            for row in filter(None, rows):
-                if len(row) != len(COLUMNS):
-                    raise ValueError(f"{len(row)} columns, not {','.join(COLUMNS)}")
-                name, age, gender = row[0].replace("\\", "/"), row[1].strip(), row[2].strip().lower()
-                if name not in names:
-                    raise ValueError(f"{table.parent} holds no picture {printable(name)}")
-                if name in labels:
-                    raise ValueError(f"{printable(name)} has a row already")
-                if not re.fullmatch(r"\d{1,3}", age) or int(age) > OLDEST:
-                    raise ValueError(f"age {printable(age)} is not a whole number within 0-{OLDEST}")
-                if gender not in GENDERS:
-                    raise ValueError(f"gender {printable(gender)} is none of 0, 1, m, f, male, female, nor empty")
-                labels[name] = TABLE, int(age), GENDERS[gender]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{table}: not in UTF-8, save it so") from error
-        except (ValueError, csv.Error) as error:
-            raise InputError(f"{table}, line {rows.line_num}: {error}") from error
-    return labels
+    return sorted(names), closed
 
 
 def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -197,14 +161,17 @@ def check_bad(bad: dict[str, str], total: int) -> None:
 def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     """Returns the labelled faces in the folder and below, with the labels of labels.csv or else of their names.
 
-    Raises InputError for a wrong table, for faces without a gender unless `unknown_gender`, where more than one in
-    ten images are bad, and where no face is left.
+    Where no picture has either, folders named by age label them. Raises InputError for a wrong table, for faces without
+    a gender unless `unknown_gender`, where more than one in ten images are bad, and where no face is left.
     """
     folder = Path(folder)
-    names = picture_names(folder)
+    names, closed = look_through(folder)
     labels = {name: said for name in names if (said := parse_name(name))}
+    absent = {}
     if (folder / TABLE).is_file():
-        labels |= read_table(folder / TABLE, set(names))
+        listed, absent = read_table(folder / TABLE, names, labels)
+        labels |= listed
+    labels = labels or {name: said for name in names if (said := parse_folders(name))}
     skipped = {name: "its name fits no convention" for name in names if name not in labels}
     skipped |= {name: f"age above {OLDEST}" for name, (_, age, _) in labels.items() if age > OLDEST}
     kept = [name for name in names if name not in skipped]
@@ -214,7 +181,7 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     if not kept:
         raise InputError(
             f"no labelled faces in {folder} ({len(names):,} pictures{first_names(names)}): names must be those of "
-            f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} (see data/README.md)"
+            f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} or by folders named by age (see data/README.md)"
         )
     faces = [Face(str(folder / name), *labels[name][1:]) for name in kept]
     lacking = [name for name in kept if labels[name][2] == UNKNOWN]
@@ -223,47 +190,62 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
             f"{len(lacking):,} of {len(faces):,} faces have no gender{first_names(lacking)}: give it in "
             f"{folder / TABLE} (columns {','.join(COLUMNS)}), or train without: --unknown_gender True"
         )
-    return Listing(faces, sorted((skipped | bad).items()), Counter(labels[name][0] for name in kept))
+    return Listing(faces, sorted((skipped | bad | closed | absent).items()), Counter(labels[name][0] for name in kept))
 
 
-def first_names(names: Sequence[str]) -> str:
-    """Returns the first few names, to follow a count: ", first a.jpg, b.jpg"."""
-    return ", first " + ", ".join(map(printable, names[:NAMES_SHOWN])) if names else ""
+def first_names(names: Sequence[str], lead: str = ", first ") -> str:
+    """Returns the first few names, to follow a count: ", first a.jpg, b.jpg"; nothing where there are none."""
+    return lead + ", ".join(map(printable, names[:NAMES_SHOWN])) if names else ""
 
 
 def describe(listing: Listing, bins: AgeBins) -> str:
     """Returns a plain table of what was found: faces by convention, by age bin and gender, and the files skipped."""
     counts = np.zeros((len(bins), 3), int)  # columns are male, female and, as UNKNOWN is -1, unknown last
     np.add.at(counts, (bins.index([face.age for face in listing.faces]), [face.gender for face in listing.faces]), 1)
-    names = {TABLE: TABLE} | {convention: f"{convention} names" for convention in CONVENTIONS}
-    lines = [f"{names[convention]}: {count:,} faces" for convention, count in listing.conventions.items()]
+    names = {convention: f"{convention} names" for convention in CONVENTIONS}
+    lines = [f"{names.get(source, source)}: {count:,} faces" for source, count in listing.conventions.items()]
     rows = [("age", "male", "female", "unknown", "all")]
     for name, row in zip([*bins.names, "all"], [*counts, counts.sum(axis=0)], strict=True):
         rows.append((name, *(f"{count:,}" for count in (*row, row.sum()))))
     lines += ["{:>8}{:>9}{:>9}{:>9}{:>9}".format(*row) for row in rows]
     if listing.skipped:
         lines.append(f"skipped {len(listing.skipped):,} files:")
-    for reason, count in Counter(reason for _, reason in listing.skipped).most_common(REASONS_SHOWN):
-        lines.append(f"  {count:,}, {reason}{first_names([name for name, why in listing.skipped if why == reason])}")
+    for why, count in Counter(why for _, why in listing.skipped).most_common(REASONS_SHOWN):
+        lines.append(f"  {count:,}, {why}{first_names([name for name, other in listing.skipped if other == why])}")
     return "\n".join(lines)
 
 
 def find_pictures(testdir: list[str]) -> list[Path]:
     """Returns the images that --testdir names: several names where a shell has expanded a pattern itself.
 
-    Raises InputError for a name under which there is none.
+    A name under which there is none is named and passed over. Raises InputError where that is every name.
     """
-    paths = []
+    paths, empty = [], []
     for name in testdir:
-        if Path(name).is_dir():
-            found = [Path(name, picture) for picture in picture_names(name)]
-        elif Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
-            found = [Path(name)]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-        if not found:
-            raise InputError(
-                f"no pictures in {printable(name)}: give --testdir a folder of faces, a picture, or a pattern"
-            )
+        try:
+            found = _pictures_under(name)
+        except InputError as error:
+            empty.append(str(error))
+            continue
+        except OSError as error:  # a name that is too long, or in a folder that may not be looked into
+            empty.append(f"{printable(name)}: {reason(error)}")
+            continue
         paths += found
+        if not found:
+            empty.append(f"no pictures in {printable(name)}")
+    if not paths:
+        raise InputError(f"{'; '.join(empty[:NAMES_SHOWN])}: give --testdir a folder of faces, a picture, or a pattern")
+    for line in empty:
+        print(f"Left out: {line}")
     return paths
+
+
+def _pictures_under(name: str) -> list[Path]:
+    if Path(name).is_dir():
+        pictures, closed = look_through(name)
+        for inner, why in closed.items():
+            print(f"Left out: {printable(str(Path(name, inner)))}: {why}")
+        return [Path(name, picture) for picture in pictures]
+    if Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
+        return [Path(name)]
+    return [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]

@@ -1,11 +1,15 @@
 """How well faces are kept, and how far the age label moves them; open it to measure something else."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from support.aging_measures import aging, joined
+from support import aging_measures
+from support.aging_measures import joined
+from support.batches import labels_of
+from support.dataset import Face
 from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels
 
 MEASURES = {  # what is measured of a set of faces, and the units
@@ -40,6 +44,54 @@ def sharpness(image: np.ndarray) -> float:
     return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
 
 
+class Measuring:
+    """Gathers what is measured of faces, some at a time, so that memory does not grow with their images.
+
+    With identity whether the first 100 stay the same person is measured too, by dlib, about a second a face; where dlib
+    is missing that is said.
+    """
+
+    def __init__(self, bins: AgeBins, identity: bool):
+        self.bins = bins
+        self.identity = identity and aging_measures.people_are_told_apart()
+        self.parts: list[dict[str, np.ndarray]] = []
+        self.people: list[dict[str, np.ndarray]] = []
+        self.others: dict[int, np.ndarray] = {}
+
+    def add(self, images: np.ndarray, faces: Sequence[Face], z: np.ndarray, *made: np.ndarray) -> None:
+        """Measure some faces.
+
+        images: uint8 [N, S, S, C]; faces: theirs; z: [N, Z]; made, float in [-1, 1]: their reconstructions, [N, S, S,
+        C], and the faces at every bin as their own gender and as the other one, [bins, N, S, S, C] each.
+        """
+        labels = {"years": np.array([face.age for face in faces])}
+        labels["ages"], labels["genders"] = labels_of(faces, self.bins)
+        normal = images.astype(np.float32) / 127.5 - 1
+        rebuilt, aged, other = (np.rint((np.clip(one, -1, 1) + 1) * 127.5).astype(np.uint8) for one in made)
+        if self.identity and sum(len(part["years"]) for part in self.parts) < aging_measures.FACES_COMPARED:
+            self.people.append(aging_measures.compare_people(images, rebuilt, aged))
+        seen = aging_measures.look(images, aged, other, labels["genders"])
+        self.parts.append({**labels, "z": z, **measure_faces(normal, *made[:2]), **seen})
+
+    def choose_others(self, faces: Sequence[Face]) -> list[Face]:
+        """Returns some faces of each gender and age bin, whose photos `compare` is to be given."""
+        return aging_measures.choose_others(faces, self.bins)
+
+    def compare(self, images: np.ndarray, faces: Sequence[Face]) -> None:
+        """Hold identity against how alike other people are: images, uint8 [M, S, S, C], of faces."""
+        self.others = aging_measures.distances_of_others(images, faces, self.bins)
+
+    def measured(self) -> dict:
+        """Returns what `summarize` returns and, where it was measured, "identity": see support.aging_measures."""
+        each = joined(self.parts)
+        measured = summarize(each, self.bins)
+        if self.people:
+            people = joined(self.people)
+            index = each["ages"].argmax(axis=1)[: len(people["rebuilt"])]
+            measured["identity"] = aging_measures.identity(people, index, self.others, self.bins)
+        return measured
+
+
 def measure_faces(faces: np.ndarray, reconstructions: np.ndarray, aged: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the measures of each face, arrays [N, ...] by name.
 
@@ -58,14 +110,13 @@ def measure_faces(faces: np.ndarray, reconstructions: np.ndarray, aged: np.ndarr
     }
 
 
-def summarize(parts: list[dict[str, np.ndarray]], bins: AgeBins) -> dict:
+def summarize(each: dict[str, np.ndarray], bins: AgeBins) -> dict:
     """Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units", "aging"}.
 
-    parts: of some faces each, the arrays of `measure_faces` and of `aging_measures.look`, and "z" [N, Z], the ages in
+    each: of N faces, the arrays of `measure_faces` and of `aging_measures.look`, and "z" [N, Z], the ages in
     "years", the age labels "ages" and the gender labels "genders". Measures are those of MEASURES and, by pair of bins,
     "label_movement_by_bin"; "aging" is what `aging_measures.aging` returns. A group without a face is left out.
     """
-    each = joined(parts)
     index = each["ages"].argmax(axis=1)
     by_age = {name: index == i for i, name in enumerate(bins.names)}
     by_gender = {
@@ -80,7 +131,7 @@ def summarize(parts: list[dict[str, np.ndarray]], bins: AgeBins) -> dict:
         "by_age": measures_by(by_age),
         "by_gender": measures_by(by_gender),
         "units": MEASURES,
-        "aging": aging(each, each["years"], bins),
+        "aging": aging_measures.aging(each, each["years"], bins),
     }
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from support.errors import InputError
 
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `write_whole` calls a file until it is whole
+NAME_BYTES = 200  # the part of a file's name that is a photo's own: file systems take 255 bytes in all
 SHIPPED_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
 
@@ -41,6 +42,13 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shortened(name: str, most: int = NAME_BYTES) -> str:
+    """Returns the name, or as much of its beginning as `most` bytes hold: a letter may be four."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -10,8 +10,12 @@ AGE_BOUNDS = (5, 10, 15, 20, 30, 40, 50, 60, 70)  # the last age of each bin; th
 OLDEST = 120
 MALE, FEMALE, UNKNOWN = 0, 1, -1
 GENDER_NAMES = {MALE: "male", FEMALE: "female", UNKNOWN: "unknown"}
-# how file names and tables write a gender
-GENDERS = {"0": MALE, "m": MALE, "male": MALE, "1": FEMALE, "f": FEMALE, "female": FEMALE, "": UNKNOWN}
+# how file names, folders and tables write a gender; a spreadsheet may make a 0 of it a 0.0
+GENDERS = {
+    **dict.fromkeys(("0", "0.0", "m", "male", "man"), MALE),
+    **dict.fromkeys(("1", "1.0", "f", "female", "woman"), FEMALE),
+    **dict.fromkeys(("", "u", "unknown", "none", "nan"), UNKNOWN),
+}
 
 
 class AgeBins:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from support.align import apply, find_faces, looks_aligned
 from support.dataset import parse_name
 from support.errors import InputError, printable
+from support.files import NAME_BYTES, shortened
 from support.images import BadPicture, fit_image, read_image, save_image
 from support.labels import GENDER_NAMES, UNKNOWN, AgeBins
 from support.pictures import IN_A_ROW, save_animation, sheet
@@ -57,7 +58,7 @@ def read_portraits(
             if not align and not looks_aligned(image):
                 doubtful.append(printable(str(path)))
             shown = fit_image(framed(picture, frame, size_image), size_image, channels) if photo else None
-            yield Portrait(unused(Path(path).stem, names), image, () if UNKNOWN in label else tuple(label), shown)
+            yield Portrait(unused(output_name(path), names), image, () if UNKNOWN in label else tuple(label), shown)
     if doubtful:
         print(
             f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
@@ -92,6 +93,17 @@ def framed(photo: Image.Image, frame: np.ndarray, side: int) -> Image.Image:
     corners = apply(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
     ImageDraw.Draw(square).line([tuple(corner) for corner in corners.tolist()], FRAME_COLOR, max(1, side // 48))
     return square
+
+
+def output_name(path: str | Path) -> str:
+    """Returns what the pictures made of a photo begin with: its own name, shortened where that is too long."""
+    return shortened(Path(path).stem)
+
+
+def blend_name(faces: Sequence[Portrait]) -> str:
+    """Returns what the picture of a blend of two faces is called."""
+    first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
+    return f"blend_{first}_{second}.png"
 
 
 def unused(name: str, names: set[str]) -> str:

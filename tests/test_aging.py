@@ -238,6 +238,17 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(fresh, faces, tmp_p
     assert "broken.jpg" in capfd.readouterr().out
 
 
+def test_a_name_too_long_for_what_is_made_of_it_is_shortened(fresh, faces, tmp_path):
+    long = [tmp_path / f"{'字' * 82}{i}.png" for i in range(2)]
+    for path in long:
+        path.write_bytes(Path(faces[0].path).read_bytes())
+    assert fresh.test(long, ages=[8, 65], animate="gif") == 2
+    name = "字" * 66
+    for end in ("_8_male.png", "_65_female.png", "_male.gif", "_2_8_male.png", "_2_female.gif"):
+        assert (tmp_path / "test" / (name + end)).is_file()
+    assert fresh.blend(*long, ages=(8, 65), genders=(0, 1)).is_file()
+
+
 def test_nothing_is_written_where_no_picture_can_be_read(fresh, tmp_path):
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"")

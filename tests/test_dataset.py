@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from PIL import Image
 
 import main
 from ops import load_image
-from support import dataset
-from support.batches import Batches, epoch_order, split
+from support import archives
+from support.batches import Batches, epoch_order, read_parts, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
+from tests.conftest import refuse_to_look_into
 
 ROOT = Path(main.__file__).parent
 SMALL = {"size_batch": 4, "num_z_channels": 5, "seed": 7}
@@ -108,6 +110,8 @@ def test_gender_labels_leave_an_unknown_gender_at_zero():
         ("30_Zoë_0003.png", ("CACD", 30, UNKNOWN)),
         ("38_50_Cent_0004.jpg", ("CACD", 38, UNKNOWN)),
         ("deep/er/53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
+        ("0_MariaCallas_35_f.jpg", ("AgeDB", 35, FEMALE)),
+        ("10004_ArmandAssante_101_m.jpg", ("AgeDB", 101, MALE)),
         ("39_1_20170116174525125.jpg.chip.jpg", None),
         ("61_1_20170109142408075.jpg.chip.jpg", None),
         ("61_1_20170109150557335.jpg.chip.jpg", None),
@@ -166,8 +170,29 @@ def test_faces_without_a_gender_are_refused_with_the_two_ways_out(tmp_path):
 def test_a_folder_without_a_labelled_face_is_refused(tmp_path, names):
     for name in names:
         draw(tmp_path / name)
-    with pytest.raises(InputError, match="no labelled faces in .*UTKFace, FG-NET, MORPH, CACD"):
+    with pytest.raises(InputError, match="no labelled faces in .*UTKFace, FG-NET, MORPH, CACD, AgeDB"):
         list_faces(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named_and_the_others_are_taken(tmp_path, monkeypatch):
+    draw(tmp_path / "a/25_1_3_20170116174525125.jpg")
+    (tmp_path / "a/lost+found").mkdir()
+    refuse_to_look_into(monkeypatch, "lost+found", "closed")
+    listing = list_faces(tmp_path)
+    assert len(listing.faces) == 1
+    assert listing.skipped == [("a/lost+found/", "a folder: Permission denied")]
+    (tmp_path / "closed").mkdir()
+    with pytest.raises(InputError, match="closed: Permission denied"):
+        list_faces(tmp_path / "closed")
+
+
+def test_a_part_of_which_no_face_can_be_read_does_not_end_a_measurement(tmp_path, capsys):
+    faces = draw_faces(tmp_path, 51)
+    Path(faces[-1].path).write_bytes(b"")  # alone in the last part
+    parts = list(read_parts(faces, AgeBins(), read, "Reading"))
+    assert [len(images) for images, *_ in parts] == [50] and "empty file" in capsys.readouterr().out
+    with pytest.raises(InputError, match="none of 1 faces can be read"):
+        list(read_parts(faces[-1:], AgeBins(), read, "Reading"))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -207,8 +232,7 @@ def test_a_table_may_write_the_gender_so(tmp_path, gender, read):
     ("text", "message"),
     [
         ("", "line 0: the columns are , not file,age,gender"),
-        ("file;age;gender\n", "line 1: the columns are file;age;gender, not file,age,gender"),
-        ("file,age\na.jpg,3\n", "line 1: the columns are file,age, not"),
+        ("file,years,gender\n", "line 1: the columns are file,years,gender, not file,age,gender"),
         ("file,age,gender\na.jpg,3\n", "line 2: 2 columns, not file,age,gender"),
         ("file,age,gender\na.jpg,3,m\nc,d.jpg,3,m\n", "line 3: 4 columns"),
         ("file,age,gender\n\na.jpg,121,m\n", "line 3: age 121 is not a whole number within 0-120"),
@@ -216,8 +240,7 @@ def test_a_table_may_write_the_gender_so(tmp_path, gender, read):
         ("file,age,gender\na.jpg,2.5,m\n", "line 2: age 2.5 is not"),
         ("file,age,gender\na.jpg,,m\n", "line 2: age  is not"),
         ("file,age,gender\na.jpg,30,x\n", "line 2: gender x is none of"),
-        ("file,age,gender\nz.jpg,30,m\n", "line 2: .* holds no picture z.jpg"),
-        ("file,age,gender\n../a.jpg,30,m\n", "line 2: .* holds no picture ../a.jpg"),
+        ("file,age,gender\na.jpg,32-25,m\n", "line 2: age 32-25 is not .* nor a range"),
         ("file,age,gender\na.jpg,30,m\na.jpg,31,m\n", "line 3: a.jpg has a row already"),
         ('file,age,gender\n"a.jpg,30,m\n', "line 2: unexpected end of data"),
         (b"file,age,gender\n\xe9.jpg,30,m\n", ": not in UTF-8"),
@@ -227,6 +250,76 @@ def test_a_wrong_table_is_refused_with_its_line_and_the_reason(tmp_path, text, m
     write_table(tmp_path, text)
     with pytest.raises(InputError, match=f"labels.csv.*{message}"):
         list_faces(tmp_path, unknown_gender=True)
+
+
+EXCEL = "Name;Sex;Age;Photo;File\r\nAda;f;25,0;;a.jpg\r\nBob;1.0;41.0;;sub\\b.jpg\r\n;;;;\r\n"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        EXCEL,
+        "sep=;\r\n" + EXCEL,
+        EXCEL.replace(";", "\t"),
+        (EXCEL + ";;;;;;\r\n").replace("25,0", "25.0").encode("utf-16"),
+        "gender,image,age\nF,./a.jpg,25.\nWoman,sub/b.jpg,41\n",
+    ],
+    ids=["semicolons", "sep", "tabs", "utf-16", "another order"],
+)
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, table):
+    write_table(tmp_path, table if isinstance(table, bytes) else "\ufeff" + table)
+    assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(2, UNKNOWN), (25, FEMALE), (41, FEMALE)]
+
+
+def test_a_table_without_a_column_for_gender_leaves_it_to_the_name(tmp_path):
+    draw(tmp_path / "009055_1M54.JPG")
+    write_table(tmp_path, "file,age\n009055_1M54.JPG,55\na.jpg,30\n")
+    assert [face[1:] for face in list_faces(tmp_path, True).faces[1:3]] == [(55, MALE), (30, UNKNOWN)]
+
+
+def test_ranges_of_ages_become_their_middle_and_it_is_said(tmp_path):
+    write_table(tmp_path, 'file,age,gender\na.jpg,"(25, 32)",f\nsub/b.jpg,(60, 100),m\n001A02.JPG,4-6,m\n')
+    listing = list_faces(tmp_path)
+    assert [face[1:] for face in listing.faces] == [(5, MALE), (28, FEMALE), (80, MALE)]
+    assert "labels.csv, the middle of a range of ages: 3 faces" in describe(listing, AgeBins())
+
+
+def test_rows_for_pictures_that_are_not_there_are_said_and_the_others_are_read(tmp_path):
+    write_table(tmp_path, "file,age,gender\nz.jpg,30,m\na.jpg,30,m\n../a.jpg,3,m\n")
+    listing = list_faces(tmp_path, True)
+    assert [face[1:] for face in listing.faces] == [(2, UNKNOWN), (30, MALE)]
+    said = "2, a row of labels.csv without a picture, first ../a.jpg (line 4), z.jpg (line 2)"
+    assert said in describe(listing, AgeBins())
+
+
+def test_an_accent_may_be_written_in_two_ways(tmp_path):
+    draw(tmp_path / "Zoe\u0308.jpg")
+    write_table(tmp_path, "file,age,gender\nZo\u00eb.jpg,30,f\n")
+    assert (30, FEMALE) in [face[1:] for face in list_faces(tmp_path, True).faces]
+
+
+def test_all_rows_that_are_wrong_are_named_at_once(tmp_path):
+    rows = ["file,age,gender", "a.jpg,old,m", "sub/b.jpg,30,m", "001A02.JPG,3,x", "a.jpg,3", *["b.jpg,?,m"] * 20]
+    write_table(tmp_path, "\n".join(rows))
+    with pytest.raises(InputError) as error:
+        list_faces(tmp_path, True)
+    for said in ("23 rows are wrong: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_named_by_age_label_a_set_of_which_nothing_else_does(tmp_path):
+    for name in ["001/a.jpg", "female/(25, 32)/b.jpg", "30/male/c.jpg", "130/d.jpg", "e.jpg"]:
+        draw(tmp_path / name)
+    listing = list_faces(tmp_path, True)
+    assert [face[1:] for face in listing.faces] == [(1, UNKNOWN), (30, MALE), (28, FEMALE)]
+    assert listing.conventions == {
+        "folders named by age": 2,
+        "folders named by age, the middle of a range of ages": 1,
+    }
+    assert listing.skipped == [("130/d.jpg", "age above 120"), ("e.jpg", "its name fits no convention")]
+    draw(tmp_path / "30/25_1_3_20170116174525125.jpg")  # what is named as faces are, is labelled by that alone
+    assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(25, FEMALE)]
 
 
 # bad pictures, the table of what was found
@@ -265,9 +358,14 @@ def test_description_counts_faces_and_reasons(tmp_path):
 
 
 def pack(archive: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
-    """A tar.gz of files (content by name) or of members as they are."""
+    """An archive of files (content by name) or, in a tar, of members as they are."""
     archive.parent.mkdir(exist_ok=True)
-    with tarfile.open(archive, "w:gz") as tar:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name, content in members.items():
+                packed.writestr(name, content)
+        return
+    with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as tar:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
                 tar.addfile(content)
@@ -287,12 +385,58 @@ def held(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("suffix", archives.SUFFIXES)
 @pytest.mark.parametrize("top", ["", "faces/", "./", "CACD2000/"])
-def test_archive_of_a_folder_or_files_is_unpacked(tmp_path, top):
+def test_archive_of_a_folder_or_files_is_unpacked(tmp_path, top, suffix):
     data = tmp_path / "data"
-    pack(data / "faces.tar.gz", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
+    pack(data / f"faces{suffix}", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
     assert find_dataset("faces", data) == data / "faces"
-    assert held(data) == ["faces.tar.gz", "faces/a.jpg", "faces/sub/b.jpg"]
+    assert held(data) == sorted([f"faces{suffix}", "faces/a.jpg", "faces/sub/b.jpg"])
+
+
+def test_what_macos_adds_to_an_archive_is_not_a_folder_of_the_set(tmp_path):
+    pack(tmp_path / "faces.zip", {"mine/a.jpg": b"1", "__MACOSX/mine/._a.jpg": b"2"})
+    find_dataset("faces", tmp_path)
+    assert held(tmp_path / "faces") == ["a.jpg"]
+
+
+def test_a_set_under_another_name_is_said(tmp_path):
+    pack(tmp_path / "crop_part1.tgz", {"a.jpg": b"1"})
+    with pytest.raises(InputError, match=r"no faces in .*UTKFace; .* holds crop_part1.tgz, for --dataset crop_part1"):
+        find_dataset("UTKFace", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no archive", "link", "up", "locked"])
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_a_zip_or_tar_that_cannot_be_trusted_leaves_nothing_behind(tmp_path, suffix, damage):
+    archive, noise = tmp_path / f"faces{suffix}", np.random.default_rng(0)
+    members = {f"{i}.jpg": noise.bytes(700) for i in range(5)}
+    if damage == "up":
+        members["../outside.jpg"] = b"1"
+    elif damage == "link" and suffix == ".tar":
+        members["link"] = special(tarfile.SYMTYPE, "a.jpg")
+    pack(archive, members)
+    content = bytearray(archive.read_bytes())
+    if damage == "cut":
+        content = content[: 3 * 1024]
+    elif damage == "flipped" and suffix == ".zip":  # a tar has no checksum of what it holds
+        content[1000] ^= 1
+    elif damage in ("no archive", "flipped"):
+        content = b"no archive"
+    elif damage == "link" and suffix == ".zip":
+        with zipfile.ZipFile(archive, "a") as packed:
+            link = zipfile.ZipInfo("link.jpg")
+            link.external_attr = 0o120777 << 16
+            packed.writestr(link, "0.jpg")
+        content = archive.read_bytes()
+    elif damage == "locked":
+        if suffix == ".tar":
+            pytest.skip("a tar has no password")
+        content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=f"faces\\{suffix} cannot be unpacked"):
+        find_dataset("faces", tmp_path)
+    assert held(tmp_path) == [f"faces{suffix}"]
 
 
 def test_faces_beside_their_archive_are_left_as_they_are(tmp_path):
@@ -313,7 +457,7 @@ def test_a_killed_unpacking_is_done_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "extract", killed)
-        patch.setattr(dataset.shutil, "rmtree", lambda *_, **__: None)  # kill -9 leaves no time to clean
+        patch.setattr(archives.shutil, "rmtree", lambda *_, **__: None)  # kill -9 leaves no time to clean
         with pytest.raises(KeyboardInterrupt):
             find_dataset("faces", tmp_path)
     assert not (tmp_path / "faces").exists() and len(held(tmp_path)) == 4
@@ -505,6 +649,6 @@ train()"""
 
 
 def test_importing_does_not_import_tensorflow():
-    rooms = "align, batches, dataset, draw_faces, errors, files, images, labels, pictures"
+    rooms = "align, archives, batches, dataset, draw_faces, errors, files, images, labels, pictures, table"
     code = f"import sys; from support import {rooms}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

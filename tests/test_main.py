@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from FaceAging import FaceAging
 from support.dataset import find_pictures
 from support.errors import InputError
 from support.flags import MODEL, make_parser
+from tests.conftest import refuse_to_look_into
 
 MAIN = Path(main.__file__)
 
@@ -121,7 +123,27 @@ def test_testdir_is_a_folder_a_picture_or_a_pattern(tmp_path):
     assert found("**/*.jpg") == ["a.jpg", "c[1].jpg", "deeper/d.jpg"]
     assert found("a.jpg", "b.png") == ["a.jpg", "b.png"]
     with pytest.raises(InputError, match="no pictures in .*gif"):
-        found("a.jpg", "*.gif")
+        found("*.gif")
+
+
+def test_a_name_without_pictures_is_said_and_the_others_are_taken(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.jpg").touch()
+    for name in ("empty", "lost+found", "b/closed"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b/c.jpg").touch()
+    refuse_to_look_into(monkeypatch, "lost+found", "closed")
+    names = ["a.jpg", "empty", "lost+found", "gone.jpg", "b", "x" * 300]
+    paths = find_pictures([str(tmp_path / name) for name in names])
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["a.jpg", "b/c.jpg"]
+    printed = capsys.readouterr().out
+    for said in (
+        "no pictures in .*empty",
+        "lost.found: Permission denied",
+        "no pictures in .*gone.jpg",
+        "closed: a folder: Permission denied",
+        "xxx",
+    ):
+        assert re.search(f"^Left out: .*{said}", printed, re.MULTILINE)
 
 
 def test_the_flags_defaults_are_the_constructors():
