@@ -1,4 +1,4 @@
-"""Train the small network that sees age and gender, which measures generated faces: `python -m demo.train_recognition`.
+"""Train the small network that judges the age and gender of generated faces: `python -m demo.train_recognition`.
 
 Trained on UTKFace's faces but the held-out ones, seed 2017, and but 1,000 more on which its own error is measured.
 Each age bin is drawn equally often, so that the mean of the distribution over ages is not pulled to where most faces
@@ -7,7 +7,6 @@ colour a little, and half are mirrored. The weights are written in 8 bits; the e
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -36,6 +35,7 @@ SIDE = 128  # pixels of the faces as they are read; the network sees them smalle
 VALIDATION = 1000  # faces of the training set that are not trained on
 EPOCHS, BATCH, RATE = 9, 128, 2e-3
 BLUR = 4.0  # pixels of 128: the widest standard deviation of the blur
+BLURRED = 2.0  # pixels of 128: about as blurred as generated faces are, for measuring
 SHIFT, SCALE = 0.06, 0.1  # parts of the width
 
 
@@ -155,6 +155,13 @@ def measure(network: keras.Model, images: np.ndarray, faces: list[Face]) -> dict
     return {"all": errors(np.ones(len(faces), bool)), **by_bin}
 
 
+def table(head: str, measured: dict) -> str:
+    """What `measure` returned, in Markdown."""
+    lines = [[head, *measured["all"]], ["---"] * (1 + len(measured["all"]))]
+    lines += [[name, *map(str, row.values())] for name, row in measured.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def train_recognition(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="demo.train_recognition", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds UTKFace")
@@ -177,9 +184,8 @@ def train_recognition(argv: list[str]) -> int:
     shipped = recognition.age_and_gender_network()
     checkpoints.unpack_weights(flags.out, [shipped])
     images, faces = read(held_out + validation)
-    report = {"sharp": measure(shipped, images, faces), "blurred": measure(shipped, blur(images, 2.0), faces)}
-    report["held out, sharp"] = measure(shipped, images[: len(held_out)], held_out)
-    print(json.dumps(report, indent=2))
+    print(table("sharp", measure(shipped, images, faces)))
+    print(table("blurred", measure(shipped, blur(images, BLURRED), faces)))
     return 0
 
 
