@@ -43,6 +43,7 @@ from support.images import fit_image, save_image, to_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
+from support.sizes import count_layers
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -87,10 +88,9 @@ class FaceAging:
     def __post_init__(self):
         self.bins = AgeBins(self.age_bounds)
         self.save_dir = Path(self.save_dir)
-        # E and G each have so many layers of stride 2; after those of E the feature map is 2 ** (size_kernel // 2)
-        # pixels a side, 4 at the defaults
-        self.num_layers = int(np.log2(self.size_image)) - self.size_kernel // 2
-        self._check_sizes()
+        if self.num_categories != len(self.bins):
+            raise InputError(f"num_categories is {self.num_categories}, but the age bounds make {len(self.bins)} bins")
+        self.num_layers = count_layers(self.size_image, self.size_kernel, self.num_gen_channels)
         self.devices = Devices(self.strategy)
 
         keras.utils.set_random_seed(self.seed)
@@ -117,19 +117,6 @@ class FaceAging:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         position = {"epoch": self.epoch, "batch": self.batch, "step": self.step}
         self.checkpoints = checkpoints.Checkpoints(self.networks, position)
-
-    def _check_sizes(self):
-        if self.size_image.bit_count() != 1 or self.num_layers < 1:
-            raise InputError(
-                f"image size {self.size_image} is not a power of two that a kernel of {self.size_kernel} fits"
-            )
-        if self.num_gen_channels % 2 ** (self.num_layers + 1):
-            raise InputError(
-                f"{self.num_gen_channels} generator channels cannot be halved {self.num_layers + 1} times: "
-                f"take a multiple of {2 ** (self.num_layers + 1)}"
-            )
-        if self.num_categories != len(self.bins):
-            raise InputError(f"num_categories is {self.num_categories}, but the age bounds make {len(self.bins)} bins")
 
     @property
     def config(self) -> dict:
@@ -374,18 +361,10 @@ class FaceAging:
                 return
 
     def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> Batches:
-        batches = Batches(
-            faces,
-            self.bins,
-            functools.cache(self._load_image) if cache else self._load_image,
-            size_batch=self.size_batch,
-            num_z_channels=self.num_z_channels,
-            seed=self.seed,
-            balance=balance,
-            flip=flip,
-            rank=self.devices.rank,
-            world_size=self.devices.world_size,
-        )
+        load_image = functools.cache(self._load_image) if cache else self._load_image
+        sizes = {"size_batch": self.size_batch, "num_z_channels": self.num_z_channels, "seed": self.seed}
+        worker = {"rank": self.devices.rank, "world_size": self.devices.world_size}
+        batches = Batches(faces, self.bins, load_image, **sizes, **worker, balance=balance, flip=flip)
         self.devices.check(self.size_batch, self.precision)
         return batches
 
@@ -525,20 +504,16 @@ class FaceAging:
         """The faces of uint8 images [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]; see `generate`."""
         return self.generate(self.encode(images), ages, genders)
 
-    def _z_of(self, images: np.ndarray) -> np.ndarray:
-        """z, float32 [N, num_z_channels], of images of the model's own size, uint8 [N, S, S, C]."""
-        return in_batches(self._encode_batch, images)
-
-    def _images_of(self, z: np.ndarray, ages: np.ndarray, genders: np.ndarray) -> np.ndarray:
-        """Images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""
-        return in_batches(self._generate_batch, z, ages, genders)
-
+    @in_batches
     @tf.function(reduce_retracing=True)
-    def _encode_batch(self, images):
+    def _z_of(self, images):
+        """z, float32 [N, num_z_channels], of images of the model's own size, uint8 [N, S, S, C]."""
         return self.E(ops.normalize(images), training=False)
 
+    @in_batches
     @tf.function(reduce_retracing=True)
-    def _generate_batch(self, z, ages, genders):
+    def _images_of(self, z, ages, genders):
+        """Images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""
         return self.G([z, ages, genders], training=False)
 
     def _at_every_age(self, z: np.ndarray, genders: np.ndarray) -> np.ndarray:
@@ -567,11 +542,7 @@ class FaceAging:
         """
         faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
         drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
-        count = drawing.age(faces, genders, ages, animate)
-        if not count:
-            where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
-            raise InputError(f"no face to age in {where}")
-        return count
+        return drawing.age(faces, genders, ages, animate)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
         """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""

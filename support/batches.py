@@ -1,6 +1,7 @@
 """Which faces are held out, the order of an epoch, its batches read ahead; open it where training reads its faces."""
 
 import contextlib
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,13 @@ class Batches:
         return new
 
 
-def in_batches(function: Callable, *arrays: np.ndarray) -> np.ndarray:
-    """Returns what a tf.function returns for the rows of arrays, computed INFERENCE_BATCH rows at a time."""
-    parts = range(0, len(arrays[0]), INFERENCE_BATCH)
-    return np.concatenate([function(*(array[i : i + INFERENCE_BATCH] for array in arrays)).numpy() for i in parts])
+def in_batches(method: Callable) -> Callable:
+    """Makes a method on tensors one on arrays, which is computed for INFERENCE_BATCH rows at a time."""
+
+    @functools.wraps(method, updated=())
+    def batched(self, *arrays: np.ndarray) -> np.ndarray:
+        bound = method.__get__(self, type(self))  # of a tf.function, the one that is traced for this model
+        parts = range(0, len(arrays[0]), INFERENCE_BATCH)
+        return np.concatenate([bound(*(array[i : i + INFERENCE_BATCH] for array in arrays)).numpy() for i in parts])
+
+    return batched

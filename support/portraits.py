@@ -42,7 +42,7 @@ def read_portraits(
 
     A photo that cannot be read, or shows no face, is named and left out; with align it is said how many faces one has
     if that is not one, and what was found in it that is none. At the end those are named on stderr that do not look
-    like the faces trained on.
+    like the faces trained on. Raises InputError where there is no face at all.
     """
     names, doubtful = set(), []
     for path in progress(paths, "Aging", unit="picture"):
@@ -59,6 +59,9 @@ def read_portraits(
                 doubtful.append(printable(str(path)))
             shown = fit_image(framed(picture, frame, size_image), size_image, channels) if photo else None
             yield Portrait(unused(output_name(path), names), image, () if UNKNOWN in label else tuple(label), shown)
+    if not names:
+        where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
+        raise InputError(f"no face to age in {where}")
     if doubtful:
         print(
             f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
@@ -71,8 +74,8 @@ def _find(picture: Image.Image, path: str | Path) -> list[tuple[Image.Image, np.
     """Returns (the crop, its frame) of each face in a photo, and says what else there is to say of it."""
     found = find_faces(picture)
     name = printable(str(path))
-    for dropped in found.dropped:
-        tqdm.write(f"No face in {name} {dropped}")
+    if found.dropped:
+        tqdm.write(f"{name}: {len(found.dropped)} not taken for a face to age, such as {found.dropped[0]}")
     if not found.faces:
         tqdm.write(f"Left out: {name}: no face found")
     elif len(found.faces) > 1:

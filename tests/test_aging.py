@@ -320,7 +320,8 @@ def test_later_calls_trace_nothing_again(save_dir, faces):
     images = np.stack([load_image(face.path, 32, 3) for face in faces[:5]])
 
     def traced():
-        return [step.experimental_get_tracing_count() for step in (model._encode_batch, model._generate_batch)]
+        steps = (FaceAging._z_of.__wrapped__, FaceAging._images_of.__wrapped__)
+        return [step.__get__(model, FaceAging).experimental_get_tracing_count() for step in steps]
 
     model.age(images[:1], 30, MALE)
     once = traced()
