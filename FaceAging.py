@@ -6,15 +6,12 @@ losses. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# without it TensorFlow takes a GPU's whole memory at once
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+import support  # noqa: F401, first: it sets what TensorFlow and Keras read from the environment
 
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from support.errors import InputError
+from support.terminal import python
 
 # Where UTKFace's aligned pictures have the eyes, left and right in the picture, as fractions of its width and height:
 # medians of OpenCV's eye_tree_eyeglasses cascade over 400 of them (spread: 0.022 across, 0.013 down). And the chin, in
@@ -185,7 +186,8 @@ def opencv():
         cv2 = None
     if not hasattr(cv2, "CascadeClassifier"):
         what = "is not installed" if cv2 is None else f"is {cv2.__version__}, which has no face cascades"
-        raise InputError(f'aligning faces needs OpenCV 4, which {what}: pip install "opencv-python-headless<5"')
+        install = python("-m", "pip", "install", "opencv-python-headless<5")
+        raise InputError(f"aligning faces needs OpenCV 4, which {what}: {install}")
     return cv2
 
 

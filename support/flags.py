@@ -8,6 +8,7 @@ from typing import NoReturn
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
+from support.terminal import python
 
 # the weights of G_img_loss, E_z_loss, tv_loss and, if any, E_label_loss and G_feature_loss, beside EG_loss's 1
 LOSS_WEIGHTS = {
@@ -122,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="main.py",
         description="Age progression and regression of faces by a conditional adversarial autoencoder (CAAE).",
-        epilog="Train: python main.py --dataset demo.  Age faces: python main.py --is_train False --testdir dir",
+        epilog="Train (python main.py --dataset demo), then age faces (python main.py --is_train False --testdir DIR).",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -173,7 +174,7 @@ def _add_aging(flag) -> None:
         "--align",
         **BOOL,
         default=False,
-        help="True finds, levels and crops the faces of photos first (pip install 'opencv-python-headless<5')",
+        help="True finds, levels and crops the faces of photos first; it needs OpenCV 4, the README says how",
     )
     flag("--blend", nargs=2, type=Path, metavar="FACE", help="one face is blended into another, at both their ages")
 
@@ -248,8 +249,8 @@ def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     return flags, given
 
 
-def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
-    """Take over what the run in savedir remembers. Raises InputError where a given flag says otherwise."""
+def recall(flags: argparse.Namespace, given: set[str], config: dict, folder: Path) -> None:
+    """Take over the config of the run in the folder. Raises InputError where a given flag says otherwise."""
     if not config:
         return
     training = {"flip": False} | config["training"]  # runs before there was this flag did not mirror
@@ -259,7 +260,7 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if flag in given and getattr(flags, flag) not in (value, "auto"):
             raise InputError(
-                f"--{flag} is {getattr(flags, flag)}, but the run in {flags.savedir} was made with {value}: "
+                f"--{flag} is {getattr(flags, flag)}, but the run in {folder} was made with {value}: "
                 f"leave the flag out, or give another --savedir"
             )
         setattr(flags, flag, value)
@@ -300,4 +301,5 @@ def check_aging(flags: argparse.Namespace) -> None:
 
             imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
-            raise InputError('--animate mp4 needs ffmpeg: pip install "imageio[ffmpeg]", or take gif') from error
+            install = python("-m", "pip", "install", "imageio[ffmpeg]")
+            raise InputError(f"--animate mp4 needs ffmpeg: {install}, or take gif") from error
