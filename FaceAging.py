@@ -82,7 +82,7 @@ class FaceAging:
         self._check_sizes()
         self.devices = Devices(self.strategy)
 
-        keras.utils.set_random_seed(self.seed)
+        self.devices.seed(self.seed)
         with self.devices.building(self.precision):
             # in this order: the initial weights come from one random generator
             self.E = self._encoder()
@@ -202,7 +202,7 @@ class FaceAging:
         """Build C_z, unless it is there; the seed fixes its initial weights too."""
         if self.C_z:
             return
-        keras.utils.set_random_seed(self.seed)
+        self.devices.seed(self.seed)
         with self.devices.building(self.precision):
             self.C_z = self._label_classifier()
         self.networks["C_z"] = self.C_z
@@ -581,6 +581,8 @@ class FaceAging:
         if not count:
             where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
             raise InputError(f"no face to age in {where}")
+        if not ages and not animate:
+            portraits.remove_further(folder, "test", genders, count)
         return count
 
     def _draw_sheet(self, folder: Path, suffix: str, row: list[portraits.Portrait], z: np.ndarray, gender: int) -> None:
@@ -606,6 +608,7 @@ class FaceAging:
                 aged = ops.denormalize(self._at_every_age(row, gender_labels([gender] * len(row)))).numpy()
                 path = self.save_dir / "test" / f"random_as_{GENDER_NAMES[gender]}{suffix}.png"
                 save_image(path, sheet(aged, self.bins.names, title=f"as {GENDER_NAMES[gender]}"))
+        portraits.remove_further(self.save_dir / "test", "random", genders, count)
 
     def blend(
         self,

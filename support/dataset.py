@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from support.align import looks_aligned
 from support.draw_faces import DRAWN_NAME, draw_dataset
-from support.errors import InputError, printable
+from support.errors import InputError, printable, reason
 from support.images import BadPicture, fit_image, open_picture, read_image
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
 from support.terminal import PROJECT, from_here, progress
@@ -112,7 +112,7 @@ def unpack(archive: Path, folder: Path) -> None:
             folder.rmdir()
         (held[0] if len(held) == 1 and held[0].is_dir() else partial).rename(folder)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}") from error
+        raise InputError(f"{archive} cannot be unpacked: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -248,8 +248,8 @@ def describe(listing: Listing, bins: AgeBins) -> str:
     lines += ["{:>8}{:>9}{:>9}{:>9}{:>9}".format(*row) for row in rows]
     if listing.skipped:
         lines.append(f"skipped {len(listing.skipped):,} files:")
-    for reason, count in Counter(reason for _, reason in listing.skipped).most_common(REASONS_SHOWN):
-        lines.append(f"  {count:,}, {reason}{first_names([name for name, why in listing.skipped if why == reason])}")
+    for why, count in Counter(why for _, why in listing.skipped).most_common(REASONS_SHOWN):
+        lines.append(f"  {count:,}, {why}{first_names([name for name, other in listing.skipped if other == why])}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from support.errors import InputError, printable
-from support.files import SHIPPED_MODEL, read_config
+from support.files import LARGEST_SEED, PRECISIONS, SHIPPED_MODEL, read_config
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.terminal import python
 
@@ -21,7 +21,7 @@ GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "bo
 DEMO_FACES = "demo/faces"
 AGING = {"testdir", "random", "gender", "age", "animate", "align", "blend"}
 MOST_RANDOM = 10_000  # people that --random draws at once
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+LARGEST = 10**9  # the largest whole number that a flag takes: a larger one is a slip
 # What a run remembers in its config.json: the flags of MODEL under "model", by the names that the constructor of
 # FaceAging has for them, and those of TRAINING under "training".
 MODEL = {
@@ -45,9 +45,10 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def whole_number(text: str, low: int = 1) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} up")
+def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
+    # a number of thousands of digits is not even looked at: Python refuses to read one
+    if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number within {low}-{high}")
     return int(text)
 
 
@@ -59,7 +60,7 @@ def random_people(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    return whole_number(text, low=0)
+    return whole_number(text, low=0, high=LARGEST_SEED)
 
 
 def power_of_two(text: str) -> int:
@@ -205,7 +206,12 @@ def _add_training(flag) -> None:
         help=f"W is {', '.join(LOSS_WEIGHTS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature: the losses' "
         "weights beside the reconstruction's 1",
     )
-    flag("--precision", choices=PRECISIONS, default="auto", help="auto takes bfloat16 where the hardware has it")
+    flag(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="auto takes bfloat16 where the hardware has it",
+    )
     flag(
         "--seed",
         type=seed,

@@ -1,6 +1,7 @@
 """People's photos read in, and the sheets, films and blends drawn of them; open it to change what aging draws."""
 
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from support.align import align_faces, looks_aligned, opencv
 from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.images import BadPicture, fit_image, read_image, save_image
-from support.labels import UNKNOWN, AgeBins
-from support.pictures import save_animation, sheet
+from support.labels import GENDER_NAMES, UNKNOWN, AgeBins
+from support.pictures import IN_A_ROW, save_animation, sheet
 from support.terminal import progress
 
 FILM_FRAMES = 48  # from young to old and back
@@ -101,6 +102,19 @@ def draw_sheet(path: Path, row: list[Portrait], kept: np.ndarray, aged: np.ndarr
         rows[-1][[bool(portrait.label) for portrait in row]] = kept
         names.append("as labelled")
     save_image(path, sheet(np.stack([*rows, *aged]), [*names, *bins.names], title=title))
+
+
+def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) -> None:
+    """Remove the further sheets that an earlier call drew of more faces than the `count` of this one.
+
+    They would lie beside those just drawn as if they went on. kind: "test" or "random", as the names begin.
+    """
+    for gender in genders:
+        name = f"{kind}_as_{GENDER_NAMES[gender]}"
+        for path in folder.glob(f"{name}_*.png"):
+            number = re.fullmatch(rf"{name}_([1-9]\d*)\.png", path.name)
+            if number and (int(number[1]) - 1) * IN_A_ROW >= count:
+                path.unlink()
 
 
 def draw_ages(folder: Path, name: str, gender: str, images: np.ndarray, ages: Sequence[float]) -> None:
