@@ -6,15 +6,12 @@ ops.py. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# without it TensorFlow takes a GPU's whole memory at once
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+import support  # noqa: F401, first: it sets what TensorFlow and Keras read from the environment
 
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -93,7 +90,7 @@ class FaceAging:
         self.num_layers = count_layers(self.size_image, self.size_kernel, self.num_gen_channels)
         self.devices = Devices(self.strategy)
 
-        keras.utils.set_random_seed(self.seed)
+        self.devices.seed(self.seed)
         with self.devices.building(self.precision):
             # in this order: the initial weights come from one random generator
             self.E = self._encoder()
@@ -187,7 +184,7 @@ class FaceAging:
         """Build C_z, unless it is there; the seed fixes its initial weights too."""
         if self.C_z:
             return
-        keras.utils.set_random_seed(self.seed)
+        self.devices.seed(self.seed)
         with self.devices.building(self.precision):
             self.C_z = ops.label_classifier(self.num_z_channels, self.num_categories)
         self.networks["C_z"] = self.C_z

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.batches import split
-from support.dataset import Face, Listing, describe, find_dataset, find_pictures, list_faces
+from support.dataset import Face, Listing, describe, doubt_alignment, find_dataset, find_pictures, list_faces
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
 from support.labels import AgeBins
-from support.terminal import make_streams_safe
+from support.terminal import PROJECT, from_here, make_streams_safe, python
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
@@ -50,7 +50,7 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
     if flags.align:
         flags.dataset = f"{photos}_aligned"
     config = read_config(flags.savedir)
-    recall(flags, given, config)  # before all else: the run says which data set to look for
+    recall(flags, given, config, flags.savedir)  # before all else: the run says which data set to look for
     if flags.use_init_model and not config:
         check_sizes(flags)
     if "TF_CONFIG" in os.environ and not Path("data", flags.dataset).is_dir():
@@ -74,11 +74,14 @@ def build(flags: argparse.Namespace, listing: Listing):
         from support.devices import Devices, best_precision, choose_strategy
 
         strategy = choose_strategy()
-    say = Devices(strategy).say
+    devices = Devices(strategy)
+    say = devices.say
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
         say(f"Precision {flags.precision}: {reason}")
     say(describe(listing, AgeBins(flags.age_bounds)))
+    if devices.is_chief and (doubt := doubt_alignment(listing.faces)):
+        print(doubt, file=sys.stderr)
     return FaceAging(
         **{name: getattr(flags, flag) for flag, name in MODEL.items()},
         num_categories=len(flags.age_bounds) + 1,
@@ -110,9 +113,13 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
     say("Training Mode")
     stopped_by = train_until(flags.epoch, model, listing.faces, flags)
     if stopped_by:
-        say(f"Stopped; all is saved in {flags.savedir}: the same command goes on from there")
+        say(f"Stopped; all is saved in {printable(str(flags.savedir))}: the same command goes on from there")
         return 128 + stopped_by
-    say(f"Done! The run is in {flags.savedir}: python main.py --is_train False --testdir DIR ages faces with it")
+    where = () if flags.savedir == Path("save") else ("--savedir", flags.savedir)
+    say(
+        f"Done! The run is in {printable(str(flags.savedir))}. This ages the demo faces with it, or your own with "
+        f"--testdir DIR:\n{python(from_here(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
+    )
     return 0
 
 
@@ -129,7 +136,7 @@ def load(flags: argparse.Namespace, given: set[str]):
     if not holds_model(folder):
         print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
         folder = SHIPPED_MODEL
-    recall(flags, given, read_config(folder))
+    recall(flags, given, read_config(folder), folder)
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
     return model
@@ -160,7 +167,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     check_aging(flags)
     if flags.random:
         return draw_random(flags, given)
-    paths = flags.blend or find_pictures(flags.testdir or [DEMO_FACES])
+    paths = flags.blend or find_pictures(flags.testdir or [str(from_here(PROJECT / DEMO_FACES))])
     model = load(flags, given)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2

@@ -8,6 +8,9 @@ a Keras tensor, so that a network reads one line per layer.
 from collections.abc import Sequence
 from pathlib import Path
 
+import support  # noqa: F401, first: it sets what TensorFlow and Keras read from the environment
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf

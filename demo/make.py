@@ -5,7 +5,7 @@
 - card: the numbers in demo/model/README.md, measured on the run's held-out faces, which must be in data/;
 - faces: demo/faces, twenty people who do not exist (`FaceAging.sample`), each of two at another age bin, one as male
   and one as female. They are taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old.
-  Pictures that were in the folder are removed;
+  Those of an earlier call are removed;
 - pictures: demo/sample.png (those faces and their reconstructions), demo/test.png (ten of them at every age),
   demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
 
@@ -145,7 +145,7 @@ def make_faces() -> None:
     genders = np.tile([MALE, FEMALE], len(ages) // 2)
     order = np.random.default_rng(FACES_SEED).permutation(len(ages))  # that the first ten are of all ages
     z = model.sample(len(ages), FACES_SEED)
-    for path in FACES.glob("*.png"):
+    for path in FACES.glob("[0-9][0-9]_1[MF][0-9][0-9].png"):
         path.unlink()
     images = model.generate(z, ages[order], genders[order])
     for number, (image, age, gender) in enumerate(zip(images, ages[order], genders[order], strict=True), 1):

@@ -11,16 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support.align import looks_aligned
 from support.archives import archive_of, archives_in, unpack
-from support.draw_faces import draw_dataset
+from support.draw_faces import DRAWN_NAME, draw_dataset
 from support.errors import InputError, printable, reason
-from support.images import BadPicture, open_picture
+from support.images import BadPicture, fit_image, open_picture, read_image
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
 from support.table import COLUMNS, FROM_A_RANGE, TABLE, parse_age, read_table
-from support.terminal import progress
+from support.terminal import PROJECT, from_here, progress
 
 BAD_SHARE = 0.1  # a set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
+ALIGNMENT_SAMPLE = 100  # pictures, evenly spaced over a set, that are looked at for alignment
+ALIGNMENT_SIDE = 64  # pixels that they are looked at with
+DOUBTFUL_SHARE = 0.2  # of UTKFace's own faces 0.001 are doubted
 HEADERS_A_TASK = 500  # a future for each of 163,446 images would cost more than reading them
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Each pattern matches a file name without its suffix and captures the age and, where the convention has it, the gender.
@@ -32,6 +36,7 @@ CONVENTIONS = {
     "AgeDB": re.compile(r"\d+_.*[^\W\d_].*_(?P<age>\d{1,3})_(?P<gender>[mf])", re.IGNORECASE),
 }
 FOLDERS = "folders named by age"  # where neither names nor a table say anything
+LABELS_GUIDE = PROJECT / "data" / "README.md"
 DEMO = "demo"  # the data set that the program draws itself
 
 
@@ -76,7 +81,7 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
         others = [f"{packed}, for --dataset {other}" for packed, other in archives_in(folder.parent).items()]
         raise InputError(
             f"no faces in {folder}{first_names(others, f'; {folder.parent} holds ')}: put them there "
-            f"(see data/README.md), or get UTKFace.tar.gz for {folder.parent} from "
+            f"(see {from_here(LABELS_GUIDE)}), or get UTKFace.tar.gz for {folder.parent} from "
             "https://susanqq.github.io/UTKFace/, or try --dataset demo"
         )
     return folder
@@ -181,7 +186,8 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     if not kept:
         raise InputError(
             f"no labelled faces in {folder} ({len(names):,} pictures{first_names(names)}): names must be those of "
-            f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} or by folders named by age (see data/README.md)"
+            f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} or by folders named by age "
+            f"(see {from_here(LABELS_GUIDE)})"
         )
     faces = [Face(str(folder / name), *labels[name][1:]) for name in kept]
     lacking = [name for name in kept if labels[name][2] == UNKNOWN]
@@ -213,6 +219,29 @@ def describe(listing: Listing, bins: AgeBins) -> str:
     for why, count in Counter(why for _, why in listing.skipped).most_common(REASONS_SHOWN):
         lines.append(f"  {count:,}, {why}{first_names([name for name, other in listing.skipped if other == why])}")
     return "\n".join(lines)
+
+
+def doubt_alignment(faces: Sequence[Face]) -> str:
+    """Returns a warning where many of a sample of the faces do not lie as aligned faces do, or else ""."""
+    sample = [faces[i] for i in np.unique(np.linspace(0, len(faces) - 1, ALIGNMENT_SAMPLE).round().astype(int))]
+    # those that the program has drawn are aligned, but they are no photos, which `looks_aligned` knows only
+    sample = [face.path for face in sample if not DRAWN_NAME.fullmatch(Path(face.path).name)]
+
+    def doubtful(path: str) -> bool:
+        try:
+            return not looks_aligned(fit_image(read_image(path), ALIGNMENT_SIDE, 3))
+        except BadPicture:  # it is named when its turn comes
+            return False
+
+    with ThreadPoolExecutor() as pool:
+        found = [path for path, doubted in zip(sample, pool.map(doubtful, sample), strict=True) if doubted]
+    if len(found) <= DOUBTFUL_SHARE * len(sample):
+        return ""
+    return (
+        f"{len(found):,} of {len(sample):,} pictures looked at do not look like aligned faces{first_names(found)}: "
+        "training takes the middle of each picture as it is, so level and crop them first, each face as close as "
+        "UTKFace's"
+    )
 
 
 def find_pictures(testdir: list[str]) -> list[Path]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from support.errors import InputError
+from support.files import LARGEST_SEED
 
 HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
 LOST = (  # what collective operations raise, in one worker or another, when the connection to a peer breaks
@@ -84,6 +85,18 @@ def _workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[t
 
 
 @contextlib.contextmanager
+def exhaustion_named() -> Iterator[None]:
+    """Within it a lack of memory, that of a GPU too, is an InputError."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise InputError(
+            "the memory does not suffice: take a smaller --batch_size or, for a new run, a smaller --image_size, "
+            "--num_encoder_channels or --num_gen_channels"
+        ) from error
+
+
+@contextlib.contextmanager
 def lost_workers_named() -> Iterator[None]:
     """Within it what TensorFlow raises when another worker has gone is an InputError."""
     try:
@@ -120,10 +133,16 @@ class Devices:
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
         try:
-            with self.strategy.scope():
+            with self.strategy.scope(), exhaustion_named():
                 yield
         finally:
             keras.config.set_dtype_policy(policy)
+
+    def seed(self, number: int) -> None:
+        """Seed the global random generators of Python, NumPy and TensorFlow. Raises InputError for what is no seed."""
+        if not 0 <= number <= LARGEST_SEED:
+            raise InputError(f"seed {number} is not within 0-{LARGEST_SEED}")
+        keras.utils.set_random_seed(number)
 
     def say(self, line: str) -> None:
         """Print a line, if this is the chief."""

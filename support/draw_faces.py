@@ -1,5 +1,6 @@
 """The data set `demo`, drawn: plain faces whose look depends on age, gender and person; open it to change it."""
 
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -304,6 +305,9 @@ def draw_face(who: SimpleNamespace, age: int, gender: int) -> Image.Image:
     picture = np.asarray(canvas.image.reduce(CANVAS // SIZE), np.float32)
     light = 1 + 0.16 * who.light * np.linspace(-1, 1, SIZE, dtype=np.float32)[:, None]  # [width, 1]
     return Image.fromarray(np.clip(picture * light, 0, 255).astype(np.uint8))
+
+
+DRAWN_NAME = re.compile(r"\d{1,3}_[01]_[0-4]_2017\d{8}00000\.jpg")  # what `draw_dataset` calls its files
 
 
 def draw_dataset(folder: Path | str, number: int = 1000, seed: int = 2017) -> None:

@@ -1,6 +1,7 @@
 """Files written whole or not at all, a folder locked for one process, config.json; open it where a file goes wrong."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +17,46 @@ from support.errors import InputError
 
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `write_whole` calls a file until it is whole
 NAME_BYTES = 200  # the part of a file's name that is a photo's own: file systems take 255 bytes in all
+LARGEST_SEED = 2**32 - 1  # NumPy's generator takes no larger one
 SHIPPED_MODEL = Path(__file__).parents[1] / "demo" / "model"
+
+
+def _whole(low: int = 1, high: int = 10**9) -> tuple:
+    return f"a whole number within {low}-{high}", lambda value: type(value) is int and low <= value <= high
+
+
+def _numbers(value) -> bool:
+    return type(value) is list and all(type(each) in (int, float) and 0 <= each < math.inf for each in value)
+
+
+# What may stand in config.json, which people edit: by name, what a value is and whether one is.
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+BOOL = ("true or false", lambda value: type(value) is bool)
+MODEL_KINDS = {
+    "size_image": _whole(),
+    "size_kernel": _whole(),
+    "size_batch": _whole(),
+    "num_input_channels": _whole(),
+    "num_encoder_channels": _whole(),
+    "num_z_channels": _whole(),
+    "num_categories": _whole(),
+    "num_gen_channels": _whole(),
+    "tile_ratio": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "age_bounds": ("a list of ages", lambda value: _numbers(value) and all(type(each) is int for each in value)),
+    "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
+    "seed": _whole(0, LARGEST_SEED),
+}
+# those without which a run cannot go on
+REMEMBERED = tuple(name for name in MODEL_KINDS if name not in ("size_kernel", "num_categories", "tile_ratio"))
+TRAINING_KINDS = {
+    "dataset": ("a name", lambda value: type(value) is str),
+    "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
+    "loss_weights": ("three or five numbers", lambda value: _numbers(value) and len(value) in (3, 5)),
+    "balance": BOOL,
+    "flip": BOOL,
+    "unknown_gender": BOOL,
+    "faces": _whole(),
+}
 
 
 @contextmanager
@@ -122,16 +162,26 @@ def read_config(save_dir: str | Path) -> dict:
     """Returns what the run in save_dir remembers, or {} where there is none.
 
     Its parts are {"model": the constructor's arguments, "training": the flags of training, "versions"}. Raises
-    InputError where config.json is not what a run writes.
+    InputError where config.json is not what a run writes, naming the first value that is wrong.
     """
     path = Path(save_dir) / "config.json"
     if not path.exists():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {name: dict(config[name]) for name in ("model", "training", "versions")}
-    except (ValueError, KeyError, TypeError) as error:
+        config = {name: dict(config[name]) for name in ("model", "training", "versions")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not what a run writes: mend it, or give another --savedir") from error
+    for part, kinds in (("model", MODEL_KINDS), ("training", TRAINING_KINDS)):
+        wrong = [f"no {name}" for name in REMEMBERED if part == "model" and name not in config[part]]
+        for name, value in config[part].items():
+            if name in kinds and not kinds[name][1](value):
+                wrong.append(f"{name} {json.dumps(value)}, which is not {kinds[name][0]}")
+            elif name not in kinds and part == "model":  # under training there may be notes of any kind
+                wrong.append(f"{name}, which no run writes")
+        if wrong:
+            raise InputError(f"{path} has under {part} {wrong[0]}: mend it, or give another --savedir")
+    return config
 
 
 def write_config(save_dir: Path, model: dict, training: dict) -> None:

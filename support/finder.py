@@ -8,12 +8,13 @@ import tensorflow as tf
 from PIL import Image
 
 from support.errors import InputError
+from support.terminal import python
 
 try:
     from mtcnn.stages import StageONet, StagePNet, StageRNet
     from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, upscale_bboxes
 except ImportError as error:
-    raise InputError(f"--align needs mtcnn: pip install -r requirements.txt ({error})") from error
+    raise InputError(f"--align needs mtcnn: {python('-m', 'pip', 'install', 'mtcnn')} ({error})") from error
 
 # Photos are searched at no more pixels a side than this, which bounds time and memory: the smallest face that is found,
 # of 24 pixels there, is one of 48 in a photo of 4,000.

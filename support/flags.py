@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from support.errors import InputError, printable
-from support.files import SHIPPED_MODEL, read_config
+from support.files import LARGEST_SEED, PRECISIONS, SHIPPED_MODEL, read_config
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
+from support.terminal import python
 
 # the weights of G_img_loss, E_z_loss, tv_loss and, if any, E_label_loss and G_feature_loss, beside EG_loss's 1
 LOSS_WEIGHTS = {
@@ -20,7 +21,7 @@ GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "bo
 DEMO_FACES = "demo/faces"
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
 MOST_RANDOM = 10_000  # people that --random draws at once
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+LARGEST = 10**9  # the largest whole number that a flag takes: a larger one is a slip
 # What a run remembers in its config.json: the flags of MODEL under "model", by the names that the constructor of
 # FaceAging has for them, and those of TRAINING under "training".
 MODEL = {
@@ -44,9 +45,10 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def whole_number(text: str, low: int = 1) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} up")
+def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
+    # a number of thousands of digits is not even looked at: Python refuses to read one
+    if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number within {low}-{high}")
     return int(text)
 
 
@@ -58,7 +60,7 @@ def random_people(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    return whole_number(text, low=0)
+    return whole_number(text, low=0, high=LARGEST_SEED)
 
 
 def power_of_two(text: str) -> int:
@@ -122,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="main.py",
         description="Age progression and regression of faces by a conditional adversarial autoencoder (CAAE).",
-        epilog="Train: python main.py --dataset demo.  Age faces: python main.py --is_train False --testdir dir",
+        epilog="Train (python main.py --dataset demo), then age faces (python main.py --is_train False --testdir DIR).",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -206,7 +208,12 @@ def _add_training(flag) -> None:
         help=f"W is {', '.join(LOSS_WEIGHTS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature: the losses' "
         "weights beside the reconstruction's 1",
     )
-    flag("--precision", choices=PRECISIONS, default="auto", help="auto takes bfloat16 where the hardware has it")
+    flag(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="auto takes bfloat16 where the hardware has it",
+    )
     flag(
         "--seed",
         type=seed,
@@ -250,8 +257,8 @@ def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     return flags, given
 
 
-def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
-    """Take over what the run in savedir remembers. Raises InputError where a given flag says otherwise."""
+def recall(flags: argparse.Namespace, given: set[str], config: dict, folder: Path) -> None:
+    """Take over the config of the run in the folder. Raises InputError where a given flag says otherwise."""
     if not config:
         return
     training = {"flip": False} | config["training"]  # runs before there was this flag did not mirror
@@ -261,7 +268,7 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if flag in given and getattr(flags, flag) not in (value, "auto"):
             raise InputError(
-                f"--{flag} is {getattr(flags, flag)}, but the run in {flags.savedir} was made with {value}: "
+                f"--{flag} is {getattr(flags, flag)}, but the run in {folder} was made with {value}: "
                 f"leave the flag out, or give another --savedir"
             )
         setattr(flags, flag, value)
@@ -304,4 +311,5 @@ def check_aging(flags: argparse.Namespace) -> None:
 
             imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
-            raise InputError('--animate mp4 needs ffmpeg: pip install "imageio[ffmpeg]", or take gif') from error
+            install = python("-m", "pip", "install", "imageio[ffmpeg]")
+            raise InputError(f"--animate mp4 needs ffmpeg: {install}, or take gif") from error

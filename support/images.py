@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from support.errors import InputError, printable
+from support.errors import InputError, printable, reason
 from support.files import write_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content: data sets from the web hold GIFs called .jpg
@@ -39,7 +39,7 @@ def open_picture(path: str | Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise BadPicture(path, f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a malformed image makes Pillow raise nearly anything
-        raise BadPicture(path, " ".join(str(error).split()) or type(error).__name__) from error
+        raise BadPicture(path, reason(error)) from error
 
 
 def read_image(path: str | Path) -> Image.Image:

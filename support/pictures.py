@@ -156,9 +156,15 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
     The curve as it was is behind. The suffix of `path` is one that matplotlib writes.
     """
     # slow to import, and needed once an epoch at most
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    with style.context("default"), write_whole(path) as temporary:  # whatever the user's own matplotlibrc says
+        _loss_figure(Figure, epochs, losses).savefig(temporary)
+
+
+def _loss_figure(make, epochs: Sequence[float], losses: Sequence[float]):
+    figure = make(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.plot(epochs, losses, color=LOSS_COLOR, alpha=0.25, linewidth=0.8, label="every step")
     marker = "o" if len(losses) == 1 else None  # a line through one point is not seen
@@ -167,8 +173,7 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper right")
-    with write_whole(path) as temporary:
-        figure.savefig(temporary)
+    return figure
 
 
 def _as_high(images: np.ndarray, height: int) -> np.ndarray:

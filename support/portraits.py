@@ -1,6 +1,7 @@
 """People's photos read in, and the sheets, films and blends drawn of them; open it to change what aging draws."""
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -123,6 +124,19 @@ def rows_of(portraits: Iterator[Portrait], length: int) -> Iterator[list[Portrai
         yield row
 
 
+def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) -> None:
+    """Remove the further sheets that an earlier call drew of more faces than the `count` of this one.
+
+    They would lie beside those just drawn as if they went on. kind: "test" or "random", as the names begin.
+    """
+    for gender in genders:
+        name = f"{kind}_as_{GENDER_NAMES[gender]}"
+        for path in folder.glob(f"{name}_*.png"):
+            number = re.fullmatch(rf"{name}_([1-9]\d*)\.png", path.name)
+            if number and (int(number[1]) - 1) * IN_A_ROW >= count:
+                path.unlink()
+
+
 class Drawing:
     """Draws faces at other ages into a folder.
 
@@ -150,6 +164,8 @@ class Drawing:
                 if not ages and not animate:
                     self._draw_sheet(count, row, z, gender)
             count += len(row)
+        if not ages and not animate:
+            remove_further(self.folder, "test", genders, count)
         return count
 
     def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
@@ -158,6 +174,7 @@ class Drawing:
             for gender in genders:
                 aged = self._at_every_age(z[first : first + IN_A_ROW], gender)
                 self._save_sheet("random", first, gender, aged, self.bins.names)
+        remove_further(self.folder, "random", genders, len(z))
 
     def _at_every_age(self, z: np.ndarray, gender: int) -> np.ndarray:
         """Returns each z [N, Z] at every bin's centre, young to old: uint8 [bins, N, S, S, C]."""

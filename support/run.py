@@ -20,7 +20,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
-from support.devices import Devices, lost_workers_named
+from support.devices import Devices, exhaustion_named, lost_workers_named
 from support.errors import InputError, reason
 from support.files import locked, read_config, remove_partial, write_config, write_whole
 from support.images import save_image
@@ -82,6 +82,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
+            stack.enter_context(exhaustion_named())
             if self.devices.is_chief:
                 stack.enter_context(locked(self.folder))
                 remove_partial(self.folder, "samples", "test", FOLDER)

@@ -1,9 +1,9 @@
 """What the user sees of a program at work: streams, progress, commands; open it where something is printed wrongly."""
 
 import os
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -108,7 +108,9 @@ class Lines:
 def quoted(*words: str | Path) -> str:
     """Returns the words as a command that this system's shell takes for just these words."""
     words = [str(word) for word in words]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    if os.name != "nt":
+        return shlex.join(words)
+    return " ".join(f'"{word}"' if re.search(r"[\s<>|&^()]", word) else word for word in words)
 
 
 def python(*words: str | Path) -> str:

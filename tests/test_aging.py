@@ -219,7 +219,7 @@ def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh
     monkeypatch.setitem(sys.modules, "mtcnn.stages", None)
     monkeypatch.delitem(sys.modules, "support.finder", raising=False)
     monkeypatch.delattr("support.finder", raising=False)
-    with pytest.raises(InputError, match="mtcnn: pip install -r requirements.txt"):
+    with pytest.raises(InputError, match="mtcnn: .* -m pip install mtcnn"):
         fresh.test([faces[0].path], genders=[MALE], align=True)
     assert fresh.test([faces[0].path], genders=[MALE]) == 1
 
@@ -338,3 +338,21 @@ def test_later_calls_trace_nothing_again(save_dir, faces):
 def test_arrays_that_are_no_pictures_are_refused(model, images):
     with pytest.raises(InputError, match=r"uint8 \[N, H, W, C\], not"):
         model.encode(images)
+
+
+def test_further_sheets_of_an_earlier_call_are_removed(tmp_path, drawn_folder):
+    model = FaceAging(**TINY, save_dir=tmp_path)
+    paths = sorted(drawn_folder.iterdir())
+    mine = ["test_as_male_2_mine.png", "test_as_male_old.png", "test_as_male_02.png"]
+    model.test(paths[:25])
+    model.draw_random(25)
+    for name in mine:
+        (tmp_path / "test" / name).touch()
+    model.test(paths[:15], genders=[0])
+    model.draw_random(10)
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {
+        *("test_as_male.png", "test_as_male_2.png"),
+        *("test_as_female.png", "test_as_female_2.png", "test_as_female_3.png"),  # of other faces, not drawn now
+        *("random_as_male.png", "random_as_female.png"),
+        *mine,
+    }

@@ -17,8 +17,9 @@ import main
 from ops import load_image
 from support import archives
 from support.batches import Batches, epoch_order, read_parts, split
-from support.dataset import Face, describe, find_dataset, list_faces, parse_name
+from support.dataset import Face, describe, doubt_alignment, find_dataset, list_faces, parse_name
 from support.errors import InputError
+from support.images import read_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
 from tests.conftest import refuse_to_look_into
 
@@ -636,8 +637,9 @@ def test_a_process_that_fails_in_the_middle_of_an_epoch_ends(tmp_path):
     code = f"""
 from support import dataset
 from support.batches import Batches, epoch_order, split
-from support.dataset import Face, describe, find_dataset, list_faces, parse_name
+from support.dataset import Face, describe, doubt_alignment, find_dataset, list_faces, parse_name
 from support.errors import InputError
+from support.images import read_image
 from support.labels import AGE_BOUNDS, AgeBins, FEMALE, MALE, UNKNOWN, gender_labels
 from tests.test_dataset import AgeBins, Batches, SMALL, list_faces, read
 def train():
@@ -652,3 +654,41 @@ def test_importing_does_not_import_tensorflow():
     rooms = "align, archives, batches, dataset, draw_faces, errors, files, images, labels, pictures, table"
     code = f"import sys; from support import {rooms}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def photos(folder, number, share, drawn_folder):
+    """A folder of photos, of which this share shows no aligned face, under names of people."""
+    folder.mkdir()
+    aligned = sorted((Path(main.__file__).parent / "demo/faces").glob("*.png"))
+    for index in range(number):
+        source = Image.open(aligned[index % len(aligned)]).convert("RGB")
+        if index < share * number:  # the face small in the lower corner of a wall
+            wall = Image.new("RGB", (400, 300), (200, 190, 170))
+            wall.paste(source.resize((90, 90)), (20, 200))
+            source = wall
+        source.save(folder / f"{20 + index}_{index % 2}_0_20170116174525{index:03d}.jpg")
+    return list_faces(folder).faces
+
+
+def test_a_set_of_photos_that_are_not_aligned_is_doubted_with_share_and_names(tmp_path, drawn_folder):
+    said = doubt_alignment(photos(tmp_path / "photos", 20, 0.6, drawn_folder))
+    assert said.startswith("12 of 20 pictures looked at do not look like aligned faces, first ")
+    assert said.count(".jpg") == 3 and "\n" not in said
+
+
+def test_aligned_and_drawn_faces_are_not_doubted(tmp_path, drawn_folder, faces):
+    assert doubt_alignment(photos(tmp_path / "photos", 20, 0.1, drawn_folder)) == ""
+    assert doubt_alignment(faces) == ""
+
+
+def test_a_path_stands_once_in_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "20_0_0_20170116174525000.jpg"
+    Image.new("RGB", (9, 9)).save(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    assert str(caught.value) == f"{path}: Permission denied"

@@ -1,6 +1,7 @@
 """A run is never lost: real processes stopped, killed and starved of disk, and checkpoints damaged."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -263,6 +264,40 @@ def test_a_config_cut_short_is_named(copy, capsys):
     assert main.main([*FLAGS, f"--savedir={copy}"]) == 2
     error = capsys.readouterr().err
     assert "config.json" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("model", "size_image", "128"),
+        ("model", "num_z_channels", 50.5),
+        ("model", "age_bounds", 5),
+        ("model", "age_bounds", [20, "50"]),
+        ("model", "precision", "float8"),
+        ("model", "seed", 2**32),
+        ("model", "seed", None),
+        ("model", "colour", "red"),
+        ("training", "learning_rate", "fast"),
+        ("training", "loss_weights", [1, 2, None]),
+        ("training", "balance", "yes"),
+    ],
+)
+@pytest.mark.parametrize("doing", ["--is_train=True", "--is_train=False"])
+def test_an_edited_config_is_refused_with_the_value_that_is_wrong(copy, faces, capsys, part, name, value, doing):
+    config = json.loads((copy / "config.json").read_text())
+    config[part][name] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main.main(["--dataset=drawn", doing, f"--savedir={copy}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json" in line and name in line and "mend it" in line
+
+
+def test_a_config_without_a_size_is_refused(copy, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    del config["model"]["seed"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main.main(["--dataset=drawn", f"--savedir={copy}"]) == 2
+    assert "no seed" in capsys.readouterr().err
 
 
 def test_what_a_killed_run_left_half_written_is_removed(copy, faces):

@@ -1,5 +1,6 @@
 """What surrounds the program: streams, terminals, the user's own settings. Real processes, as a user starts them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -93,3 +94,47 @@ def test_a_long_training_says_losses_and_time_left(place):
     lines = [line for line in done.stdout.splitlines() if line.startswith("Epoch 01/01: batch")]
     assert [line.split(",")[0] for line in lines] == [f"Epoch 01/01: batch {batch} of 5" for batch in range(1, 5)]
     assert all(" EG 0." in line for line in lines) and all(line.endswith(" left") for line in lines[1:])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_the_command_printed_at_the_end_works_where_it_is_printed(place):
+    done = call("--dataset=drawn", "--epoch=1", "--savedir", "save/of mine", *TINY_FLAGS, cwd=place)
+    command = done.stdout.decode().splitlines()[-1]
+    aged = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+    assert aged.returncode == 0, aged.stderr
+    assert "that ships" not in aged.stdout
+    assert (place / "save/of mine/test/test_as_male.png").exists() and not (place / "save/test").exists()
+
+
+def test_a_command_names_the_python_that_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert terminal.python("-m", "pip", "install", "a<5") == "python -m pip install 'a<5'"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert terminal.python("main.py") == terminal.quoted(sys.executable, "main.py")
+
+
+def test_a_refused_flag_names_the_model_that_was_made_otherwise(place):
+    done = call("--is_train=False", "--image_size=64", cwd=place)
+    assert done.returncode == 2
+    (line,) = done.stderr.decode().splitlines()
+    assert f"the run in {main.SHIPPED_MODEL} was made with 128" in line
+
+
+SETTINGS = [
+    {"floatx": "float64", "epsilon": 0.5, "backend": "jax", "image_data_format": "channels_first"},
+    {"floatx": "int8"},
+    [],
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_users_keras_settings_do_not_reach_us(place, settings):
+    home = place / "home"
+    (home / ".keras").mkdir(parents=True)
+    (home / ".keras/keras.json").write_text(json.dumps(settings))
+    flags = ["--dataset=drawn", "--epoch=1", "--precision=float32", *TINY_FLAGS]
+    for save_dir, backend in (("plain", "tensorflow"), ("other", "jax")):
+        user = {"HOME": str(home), "KERAS_HOME": str(home / ".keras")} if save_dir == "other" else {}
+        done = call(*flags, f"--savedir={save_dir}", cwd=place, KERAS_BACKEND=backend, **user)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (place / "plain/losses.csv").read_bytes() == (place / "other/losses.csv").read_bytes()
