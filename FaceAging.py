@@ -31,7 +31,7 @@ from support.evaluation import measure_faces, summarize
 from support.fast_ops import Adam, total_variation
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.images import fit_image, save_image, to_image
-from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, AgeBins, gender_labels
+from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid, sheet
 from support.run import Run, check_beginning, check_finite
 
@@ -510,10 +510,11 @@ class FaceAging:
         return np.random.default_rng(seed).uniform(-1, 1, (count, self.num_z_channels)).astype(np.float32)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female).
+        """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".
 
         One of either stands for N of them: a single z makes as many images as there are ages.
         """
+        genders = gender_numbers(genders)
         (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
         z = np.broadcast_to(np.asarray(z, np.float32), (count, self.num_z_channels))
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
@@ -566,7 +567,7 @@ class FaceAging:
         # a face at a time where each has images of its own, so that the progress bar moves
         for row in portraits.rows_of(faces, 1 if ages or animate else IN_A_ROW):
             z = self._z_of(np.stack([portrait.image for portrait in row]))
-            for gender in genders:
+            for gender in gender_numbers(genders):
                 name = f"{row[0].name}_{GENDER_NAMES[gender]}"
                 if ages:
                     portraits.draw_ages(folder, row[0].name, GENDER_NAMES[gender], self.generate(z, ages, gender), ages)
@@ -600,7 +601,7 @@ class FaceAging:
         for first in tqdm(range(0, count, IN_A_ROW), "Drawing", unit="sheet", disable=None):
             row = z[first : first + IN_A_ROW]
             suffix = f"_{first // IN_A_ROW + 1}" if first else ""
-            for gender in genders:
+            for gender in gender_numbers(genders):
                 aged = ops.denormalize(self._at_every_age(row, gender_labels([gender] * len(row)))).numpy()
                 path = self.save_dir / "test" / f"random_as_{GENDER_NAMES[gender]}{suffix}.png"
                 save_image(path, sheet(aged, self.bins.names, title=f"as {GENDER_NAMES[gender]}"))
