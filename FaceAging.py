@@ -37,7 +37,7 @@ from support.evaluation import Measuring
 from support.fast_ops import Adam
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.images import fit_image, save_image, to_image
-from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels
+from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
 from support.sizes import count_layers
@@ -488,10 +488,11 @@ class FaceAging:
         return np.random.default_rng(seed).uniform(-1, 1, (count, self.num_z_channels)).astype(np.float32)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 (male) or 1 (female).
+        """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".
 
         One of either stands for N of them: a single z makes as many images as there are ages.
         """
+        genders = gender_numbers(genders)
         (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
         z = np.broadcast_to(np.asarray(z, np.float32), (count, self.num_z_channels))
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
@@ -539,12 +540,12 @@ class FaceAging:
         """
         faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
         drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
-        return drawing.age(faces, genders, ages, animate)
+        return drawing.age(faces, gender_numbers(genders), ages, animate)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
         """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""
         drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
-        drawing.show_random(self.sample(count, seed), genders)
+        drawing.show_random(self.sample(count, seed), gender_numbers(genders))
 
     def blend(
         self,

@@ -167,7 +167,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     check_aging(flags)
     if flags.random:
         return draw_random(flags, given)
-    paths = flags.blend or find_pictures(flags.testdir or [str(from_here(PROJECT / DEMO_FACES))])
+    paths = flags.blend or find_pictures(flags.testdir or [str(from_here(DEMO_FACES))])
     model = load(flags, given)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2

@@ -28,6 +28,7 @@ from support.batches import split
 from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
 from support.errors import InputError
 from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
+from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.terminal import make_streams_safe
@@ -196,7 +197,7 @@ STEPS = {
 
 def make(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="demo.make", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("run", type=Path, help="the folder of the run")
+    parser.add_argument("run", type=to_path, help="the folder of the run")
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=[], help="all of them where none is given")
     flags = parser.parse_args(argv)
     try:

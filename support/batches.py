@@ -109,7 +109,7 @@ class Batches:
     read is replaced by the next of the epoch's order and put into `bad`, {path: reason}. With balance the age bins are
     drawn equally often; with flip half of each batch is mirrored left to right. Of `world_size` workers, this one,
     number `rank`, gets its own part of each batch. The last short batch of an epoch is dropped; the length is the
-    number of batches in an epoch. Raises InputError where the faces do not fill one batch.
+    number of batches in an epoch. Raises InputError where the faces fill not even one.
 
     It is no tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
     """
@@ -128,6 +128,8 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
+        if not faces:
+            raise InputError("one face is held out, and none is left to train on: put more into the data set")
         if len(faces) < size_batch:
             raise InputError(
                 f"{len(faces)} faces to train on do not fill one batch of {size_batch}: "

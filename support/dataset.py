@@ -15,7 +15,7 @@ from support.align import looks_aligned
 from support.archives import archive_of, archives_in, unpack
 from support.draw_faces import DRAWN_NAME, draw_dataset
 from support.errors import InputError, printable, reason
-from support.images import BadPicture, fit_image, open_picture, read_image
+from support.images import BadPicture, fit_image, open_picture, read_image, suffixes, why_unread
 from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
 from support.table import COLUMNS, FROM_A_RANGE, TABLE, parse_age, read_table
 from support.terminal import PROJECT, from_here, progress
@@ -26,7 +26,6 @@ ALIGNMENT_SAMPLE = 100  # pictures, evenly spaced over a set, that are looked at
 ALIGNMENT_SIDE = 64  # pixels that they are looked at with
 DOUBTFUL_SHARE = 0.2  # of UTKFace's own faces 0.001 are doubted
 HEADERS_A_TASK = 500  # a future for each of 163,446 images would cost more than reading them
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Each pattern matches a file name without its suffix and captures the age and, where the convention has it, the gender.
 CONVENTIONS = {
     "UTKFace": re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_[0-4]_\d{8}.*"),
@@ -115,24 +114,31 @@ def picture_names(folder: str | Path) -> list[str]:
 
 
 def look_through(folder: str | Path) -> tuple[list[str], dict[str, str]]:
-    """Returns (the images in the folder and below, what cannot be looked at with the reason).
+    """Returns (the images in the folder and below, what of it is left out with the reason).
 
-    Both are posix paths relative to the folder, the images sorted; a folder's ends with "/". Raises InputError where
-    the folder itself cannot be looked into.
+    Left out are folders that may not be looked into and images in a format that is not read. Both are posix paths
+    relative to the folder, the images sorted; a folder's ends with "/". Raises InputError where the folder itself
+    cannot be looked into.
     """
     folder = Path(folder)
-    names, closed = [], {}
+    names, left_out = [], {}
 
     def name_closed(error: OSError) -> None:
         if Path(error.filename) == folder:
             raise InputError(f"{printable(str(folder))}: {error.strerror}")
-        closed[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
+        left_out[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
 
     for parent, folders, files in os.walk(folder, onerror=name_closed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
-        names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return sorted(names), closed
+        for name in files:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(suffixes()):
+                names.append(prefix + name)
+            elif why := why_unread(name):
+                left_out[prefix + name] = why
+    return sorted(names), left_out
 
 
 def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -170,7 +176,7 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     a gender unless `unknown_gender`, where more than one in ten images are bad, and where no face is left.
     """
     folder = Path(folder)
-    names, closed = look_through(folder)
+    names, left_out = look_through(folder)
     labels = {name: said for name in names if (said := parse_name(name))}
     absent = {}
     if (folder / TABLE).is_file():
@@ -196,7 +202,9 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
             f"{len(lacking):,} of {len(faces):,} faces have no gender{first_names(lacking)}: give it in "
             f"{folder / TABLE} (columns {','.join(COLUMNS)}), or train without: --unknown_gender True"
         )
-    return Listing(faces, sorted((skipped | bad | closed | absent).items()), Counter(labels[name][0] for name in kept))
+    return Listing(
+        faces, sorted((skipped | bad | left_out | absent).items()), Counter(labels[name][0] for name in kept)
+    )
 
 
 def first_names(names: Sequence[str], lead: str = ", first ") -> str:
@@ -271,8 +279,8 @@ def find_pictures(testdir: list[str]) -> list[Path]:
 
 def _pictures_under(name: str) -> list[Path]:
     if Path(name).is_dir():
-        pictures, closed = look_through(name)
-        for inner, why in closed.items():
+        pictures, left_out = look_through(name)
+        for inner, why in left_out.items():
             print(f"Left out: {printable(str(Path(name, inner)))}: {why}")
         return [Path(name, picture) for picture in pictures]
     if Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg

@@ -18,7 +18,7 @@ LOSS_WEIGHTS = {
     "aging": (3e-4, 1e-4, 1e-4, 5e-3, 0.1),
 }
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
-DEMO_FACES = "demo/faces"
+DEMO_FACES = SHIPPED_MODEL.parent / "faces"  # wherever the program is called from
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
 MOST_RANDOM = 10_000  # people that --random draws at once
 LARGEST = 10**9  # the largest whole number that a flag takes: a larger one is a slip
@@ -43,6 +43,20 @@ def true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
     return text.lower() == "true"
+
+
+def place(text: str) -> str:
+    """Returns the name of a folder, file or data set, with ~ for the home folder: shells leave it in --flag=~/x."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty (a variable that is not set?)")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:  # no such user: the name itself begins so
+        return text
+
+
+def to_path(text: str) -> Path:
+    return Path(place(text))
 
 
 def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
@@ -143,12 +157,19 @@ NUMBER = {"type": whole_number, "metavar": "N"}
 def _add_doing(flag) -> None:
     flag("--is_train", **BOOL, default=True, help="True trains, False ages faces")
     flag("--epoch", **NUMBER, default=50, help="training ends when N epochs are done, those before a resume counted in")
-    flag("--dataset", default="UTKFace", metavar="NAME", help="the faces to train on are in data/NAME; demo is drawn")
-    flag("--savedir", type=Path, default=Path("save"), metavar="DIR", help="a run is kept in DIR")
+    flag(
+        "--dataset",
+        type=place,
+        default="UTKFace",
+        metavar="NAME",
+        help="the faces to train on are in data/NAME; demo is drawn",
+    )
+    flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="a run is kept in DIR")
     flag(
         "--evaluate",
         nargs="?",
-        const="",
+        type=place,
+        const=False,  # without a folder: those held out
         metavar="DIR",
         help="the model is measured on a folder of labelled faces, or without one on those held out of its training",
     )
@@ -158,9 +179,10 @@ def _add_aging(flag) -> None:
     flag(
         "--testdir",
         nargs="+",
+        type=place,
         metavar="DIR",
         help="the faces to age are in a folder, a picture, or a pattern such as 'dir/*.jpg'; without it "
-        f"{DEMO_FACES} is taken",
+        "demo/faces is taken",
     )
     flag(
         "--random",
@@ -179,7 +201,7 @@ def _add_aging(flag) -> None:
         "makes data/NAME_aligned of the photos in data/NAME, once",
     )
     flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
-    flag("--blend", nargs=2, type=Path, metavar="FACE", help="one face is blended into another, at both their ages")
+    flag("--blend", nargs=2, type=to_path, metavar="FACE", help="one face is blended into another, at both their ages")
 
 
 def _add_beginning(flag) -> None:

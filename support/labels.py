@@ -54,7 +54,20 @@ class AgeBins:
         return np.stack(weights, axis=-1).astype(np.float32) * 2 - 1
 
 
-def gender_labels(genders: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns float32 [N, 2]: +1 at the gender and -1 at the other, (0, 0) for UNKNOWN."""
-    genders = np.asarray(genders)[:, np.newaxis]
+def gender_numbers(genders: int | str | Sequence[int | str] | np.ndarray) -> list[int]:
+    """Returns genders as MALE, FEMALE and UNKNOWN, a single one as a list of it; words such as "female" are taken too.
+
+    Raises InputError for what is neither.
+    """
+    given = np.ravel(np.asarray(genders, object)).tolist()
+    numbers = [GENDERS.get(gender.strip().lower()) if isinstance(gender, str) else gender for gender in given]
+    for gender, number in zip(given, numbers, strict=True):
+        if number not in GENDER_NAMES:
+            raise InputError(f"{gender!r} is no gender: give {MALE} or 'male', {FEMALE} or 'female'")
+    return [int(number) for number in numbers]
+
+
+def gender_labels(genders: Sequence[int | str] | np.ndarray) -> np.ndarray:
+    """Returns float32 [N, 2]: +1 at the gender and -1 at the other, (0, 0) for UNKNOWN; see `gender_numbers`."""
+    genders = np.asarray(gender_numbers(genders), int)[:, np.newaxis]
     return np.where(genders == UNKNOWN, 0, np.where(genders == (MALE, FEMALE), 1, -1)).astype(np.float32)

@@ -16,7 +16,7 @@ from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.files import NAME_BYTES, shortened
 from support.images import BadPicture, fit_image, read_image, save_image
-from support.labels import GENDER_NAMES, UNKNOWN, AgeBins
+from support.labels import GENDER_NAMES, UNKNOWN, AgeBins, gender_numbers
 from support.pictures import IN_A_ROW, save_animation, sheet
 from support.terminal import progress
 
@@ -242,7 +242,9 @@ def blend_labels(
         if not given and not all(face.label for face in faces):
             raise InputError(f"{first} and {second} are not both named after age and gender: give --{flag}")
     ages = ages or [face.label[0] for face in faces]
-    genders = genders or [face.label[1] for face in faces]
+    genders = gender_numbers(genders or [face.label[1] for face in faces])
+    if len(genders) == 1:  # of both
+        genders *= 2
     if len(ages) != 2:
         raise InputError(f"a blend has two ages, not {len(ages)}: give --age A,B")
     return ages, genders

@@ -87,6 +87,23 @@ def test_one_face_is_aged_to_many_ages(model, faces):
     assert np.abs(model.age(picture, [5, 40, 80], [FEMALE]).astype(int) - aged).max() <= 1  # one z stands for all
 
 
+def test_genders_are_words_or_numbers_and_nothing_else(fresh, faces, tmp_path):
+    images = np.stack([load_image(face.path, 32, 3) for face in faces[:2]])
+    assert np.array_equal(fresh.age(images, 30, "female"), fresh.age(images, 30, FEMALE))
+    assert np.array_equal(fresh.age(images, 30, ["male", "female"]), fresh.age(images, 30, [MALE, FEMALE]))
+    for refused in (lambda: fresh.age(images, 30, "girl"), lambda: fresh.test([faces[0].path], genders=[2])):
+        with pytest.raises(InputError, match="is no gender"):
+            refused()
+    assert not (tmp_path / "test").exists()
+    fresh.test([faces[0].path], genders="female")
+    fresh.draw_random(1, "female")
+    assert sorted(path.name for path in (tmp_path / "test").iterdir()) == [
+        "random_as_female.png",
+        "test_as_female.png",
+    ]
+    assert fresh.blend(faces[0].path, faces[1].path, (8, 65), "female").is_file()
+
+
 def test_results_do_not_depend_on_how_many_faces_are_aged_together(model, faces):
     images = np.stack([load_image(face.path, 32, 3) for face in faces])
     together = model.age(np.concatenate([images, images]), 30, MALE)  # 120: more than a batch

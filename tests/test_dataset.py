@@ -20,7 +20,7 @@ from support.batches import Batches, epoch_order, read_parts, split
 from support.dataset import Face, describe, doubt_alignment, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.images import read_image
-from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
+from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels, gender_numbers
 from tests.conftest import refuse_to_look_into
 
 ROOT = Path(main.__file__).parent
@@ -544,6 +544,22 @@ def test_held_out_is_a_tenth_from_1_to_100(count, held_out):
     assert len(held) == held_out and sorted(training + held) == sorted(faces)
     assert split(faces, 2017) == (training, held)
     assert count < 9 or split(faces, 2018) != (training, held)
+
+
+def test_a_single_face_is_refused_with_what_can_be_done():
+    with pytest.raises(InputError, match="none is left to train on: put more into the data set"):
+        batches(split([Face("a.jpg", 1, MALE)], 2017)[0])
+
+
+@pytest.mark.parametrize("gender", [2, "girl", None, "femal", 0.5])
+def test_what_is_no_gender_is_refused(gender):
+    with pytest.raises(InputError, match=f"{gender!r} is no gender: give 0 or 'male', 1 or 'female'"):
+        gender_labels([gender])
+
+
+def test_genders_may_be_words():
+    assert gender_numbers("female") == gender_numbers(["Female"]) == gender_numbers(1) == [FEMALE]
+    assert np.array_equal(gender_labels(["male", "f", "unknown"]), gender_labels([MALE, FEMALE, UNKNOWN]))
 
 
 def test_batch_holds_what_belongs_together(tmp_path):

@@ -13,7 +13,7 @@ import main
 from FaceAging import FaceAging
 from support.dataset import find_pictures
 from support.errors import InputError
-from support.flags import MODEL, make_parser
+from support.flags import DEMO_FACES, MODEL, make_parser, parse_flags
 from tests.conftest import refuse_to_look_into
 
 MAIN = Path(main.__file__)
@@ -65,7 +65,11 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--is_train False --age old", "--age"),
         ("--is_train False --gender other", "--gender"),
         ("--age 30", "--is_train False"),
-        ("--is_train False", "--testdir"),
+        ("--is_train False --testdir=", "--testdir: the name is empty"),
+        ("--savedir=", "--savedir: the name is empty"),
+        ("--dataset=", "--dataset: the name is empty"),
+        ("--evaluate=", "--evaluate: the name is empty"),
+        ("--is_train False --blend a.jpg \N{NO-BREAK SPACE}", "--blend"),
         ("--is_train False --testdir nowhere --animate mp4", "imageio[ffmpeg]"),
         ("--is_train False --testdir nowhere --blend a.jpg b.jpg", "--blend"),
         ("--is_train False --blend a.jpg b.jpg --animate gif", "--animate"),
@@ -80,6 +84,22 @@ def test_wrong_flag_is_named_with_status_2(tmp_path, flags, named):
     assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = ["--savedir=~/x", "--testdir=~/*.jpg", "--evaluate=~", "--dataset=~/faces", "--blend", "~/a", "~nobody$/b"]
+    flags, _ = parse_flags(given)
+    assert flags.savedir == tmp_path / "x" and flags.evaluate == str(tmp_path)
+    assert flags.testdir == [str(tmp_path / "*.jpg")] and flags.dataset == str(tmp_path / "faces")
+    assert flags.blend == [tmp_path / "a", Path("~nobody$/b")]
+    assert parse_flags(["--evaluate"])[0].evaluate is False and "evaluate" in parse_flags(["--evaluate"])[1]
+
+
+def test_the_faces_that_ship_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(find_pictures([str(DEMO_FACES)])) == 20
 
 
 @pytest.mark.parametrize("made", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import main
 from ops import load_image
-from support import dataset
-from support.dataset import list_faces
+from support import dataset, images
+from support.dataset import list_faces, picture_names
 from support.errors import InputError
 from support.images import BadPicture, open_picture
 
@@ -60,6 +61,55 @@ def difference(pixels: np.ndarray, other: np.ndarray) -> float:
 def saved(path: Path, image: Image.Image, **options: object) -> Path:
     image.save(path, **options)
     return path
+
+
+PHONES_AND_BROWSERS = ["a.jfif", "a.jpe", "a.gif", "a.mpo", "a.avif", "a.jp2"]
+
+
+@pytest.mark.parametrize("name", PHONES_AND_BROWSERS)
+def test_phone_and_browser_formats_are_found_in_a_folder_and_read(tmp_path, name):
+    path = saved(tmp_path / name, scene())
+    assert picture_names(tmp_path) == [name]
+    assert difference(load_image(path, SIZE, 3), expected(scene())) < 9  # a GIF has 256 colours
+
+
+def test_what_is_looked_for_and_what_is_opened_is_one_list():
+    known = (*images.formats(), "MPO")
+    for suffix, name in Image.registered_extensions().items():
+        assert (suffix in images.suffixes()) == (name in known)
+    assert "EPS" in Image.OPEN and "EPS" not in images.formats()  # it would run another program
+    assert images.why_unread("notes.txt") == images.why_unread("001A02.pts") == ""
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # how a phone's picture begins
+
+
+def test_heic_names_what_reads_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    for one in (images.formats, images.suffixes):
+        one.cache_clear()
+    for name in ("25_1_3_20170116174525125.heic", "25_1_3_20170116174525125.jpg", "26_1_3_20170116174525125.cr2"):
+        (tmp_path / name).write_bytes(HEIC)
+    saved(tmp_path / "27_1_3_20170116174525125.jpg", scene())
+    monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
+    assert list_faces(tmp_path).skipped == [
+        ("25_1_3_20170116174525125.heic", "a HEIC picture: pip install pillow-heif"),
+        ("25_1_3_20170116174525125.jpg", "a HEIC picture: pip install pillow-heif"),
+        ("26_1_3_20170116174525125.cr2", "cr2 is not read: save it as JPEG or PNG"),
+    ]
+    dataset.find_pictures([str(tmp_path)])
+    assert re.search("^Left out: .*heic: a HEIC picture: pip install pillow-heif$", capsys.readouterr().out, re.M)
+    images.formats.cache_clear()
+    images.suffixes.cache_clear()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    path = saved(tmp_path / "a.heic", scene())
+    assert picture_names(tmp_path) == ["a.heic"]
+    assert difference(load_image(path, SIZE, 3), expected(scene())) < 4
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.webp", "a.bmp", "a.tif", "a.TIFF"])
@@ -164,13 +214,68 @@ def huge_png(width: int, height: int) -> bytes:
     return header[:12] + chunk + zlib.crc32(chunk).to_bytes(4) + header[33:]
 
 
-@pytest.mark.parametrize("size", [(50_000, 50_000), (12_000, 10_000), (10_001, 10_000)])
+@pytest.mark.parametrize("size", [(50_000, 50_000), (13_000, 10_000), (12_801, 10_000)])
 def test_huge_pictures_are_refused_before_decoding(tmp_path, size):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
     began = time.monotonic()
-    with pytest.raises(BadPicture, match="huge.png: more than 100,000,000 pixels"):
+    with pytest.raises(BadPicture, match="huge.png: more than 128,000,000 pixels"):
         load_image(tmp_path / "huge.png", SIZE, 3)
     assert time.monotonic() - began < 1
+
+
+def test_108_megapixels_are_read_in_bounded_memory(tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    del resource
+    path = tmp_path / "phone.jpg"
+    scene().resize((12_000, 9_000)).save(path, quality=50)
+    code = f"""import resource
+from ops import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shape = load_image({str(path)!r}, {SIZE}, 3).shape
+print(*shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    *shape, kilobytes = map(int, done.stdout.split())
+    assert shape == [SIZE, SIZE, 3] and kilobytes < 200_000, done.stderr  # 432 MB as it is
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_a_picture_of_many_pixels_is_made_smaller_and_looks_the_same(tmp_path, mode, monkeypatch):
+    image = scene(600, 400).convert(mode)
+    path = saved(tmp_path / "a.tif", image)
+    whole = load_image(path, SIZE, 3)
+    monkeypatch.setattr(images, "MANY_PIXELS", 60_000)
+    assert images.read_image(path).size == (300, 200)
+    assert difference(load_image(path, SIZE, 3), whole) < 2
+
+
+def display_p3() -> bytes:
+    """The ICC profile of phones' displays: that of sRGB with other primaries (s15Fixed16 XYZ, adapted to D50)."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {
+        b"rXYZ": (0.5151, 0.2412, -0.0011),
+        b"gXYZ": (0.2920, 0.6922, 0.0419),
+        b"bXYZ": (0.1571, 0.0666, 0.7841),
+    }
+    for tag, xyz in primaries.items():
+        at = profile.index(tag)
+        offset = int.from_bytes(profile[at + 4 : at + 8])
+        profile[offset + 8 : offset + 20] = b"".join(round(65536 * x).to_bytes(4, signed=True) for x in xyz)
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "a P3".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_colours_are_those_that_the_pictures_profile_says(tmp_path, mode):
+    image = Image.new("RGB", (40, 40), (200, 120, 100))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    pixel = load_image(saved(tmp_path / "p3.png", image, icc_profile=display_p3()), SIZE, 3)[0, 0].astype(int)
+    if mode == "L":
+        assert np.ptp(pixel) == 0
+    else:
+        assert pixel[0] - 200 > 5 and abs(pixel - (213, 117, 96)).max() < 4
+    same = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (same, b"broken"):
+        path = saved(tmp_path / "same.png", image, icc_profile=profile)
+        assert difference(load_image(path, SIZE, 3), expected(image)) == 0
 
 
 def test_a_truncated_picture_passes_its_header_and_fails_to_decode(tmp_path):
