@@ -29,6 +29,7 @@ from support.batches import split
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import read_config, write_json
+from support.flags import true_or_false
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
@@ -124,7 +125,7 @@ def compare_runs(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds the data sets")
     parser.add_argument(
         "--identity",
-        type=main.true_or_false,
+        type=true_or_false,
         default=True,
         metavar="BOOL",
         help="compare people by dlib, slow",
