@@ -1,10 +1,11 @@
-"""What the networks are built from, and how an image becomes numbers and back.
+"""What the networks are built from, losses of any such networks, and how an image becomes numbers and back.
 
 The layers are the reference program's: 'SAME' padding, convolution weights from a truncated normal(0, 0.02), weights of
 transposed convolutions and fully connected layers from a normal(0, 0.02), biases zero. Each function takes and returns
 a Keras tensor, so that a network reads one line per layer.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -14,7 +15,7 @@ from keras import layers
 
 from support import fast_ops
 from support.images import fit_image, read_image, save_image
-from support.pictures import grid
+from support.pictures import IN_A_ROW, grid
 
 STDDEV = 0.02  # the standard deviation of every initial weight
 
@@ -77,6 +78,33 @@ def float32_output(x, activation: str = "linear"):
     return layers.Activation(activation, dtype="float32")(x)
 
 
+def label_losses(logits, ages, genders) -> dict[str, tf.Tensor]:
+    """What C_z minimises, its cross-entropy on age bin and gender; and what E does, to leave it undecided.
+
+    logits: those of C_z, [N, num_categories] and [N, 2]; ages, genders: the labels, in {-1, +1}. E's loss is the
+    cross-entropy between "all classes are equally likely" and what C_z says. A latent code that hides the labels is the
+    idea of Fader Networks (Lample et al., NeurIPS 2017).
+    """
+    # labels are in {-1, +1}, probabilities in {0, 1}; a gender that is not known is as likely one as the other
+    errors = [
+        tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, one)
+        for label, one in zip((ages, genders), logits, strict=True)
+    ]
+    return {
+        "E_label_loss": -sum(tf.reduce_mean(tf.nn.log_softmax(one)) for one in logits),
+        "C_z_loss": sum(map(tf.reduce_mean, errors)),
+    }
+
+
+def feature_loss(real: Sequence[tf.Tensor], generated: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The mean absolute difference of two batches' feature maps, [N, h, w, c] each, summed over the layers.
+
+    Feature matching: Larsen et al., VAE/GAN, ICML 2016; Wang et al., pix2pixHD, CVPR 2018.
+    """
+    pairs = zip(real, generated, strict=True)
+    return sum(tf.reduce_mean(tf.cast(tf.abs(x - y), tf.float32)) for x, y in pairs)
+
+
 def normalize(images):
     """Pixels in [0, 255], of any type, to the networks' range: float32 in [-1, 1]."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
@@ -95,7 +123,7 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
     return fit_image(read_image(path), size_image, channels)
 
 
-def save_batch_images(images, path: str | Path, columns: int = 10) -> np.ndarray:
+def save_batch_images(images, path: str | Path, columns: int = IN_A_ROW) -> np.ndarray:
     """Write images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps; returns it, uint8 [H, W, C]."""
     picture = grid(denormalize(images).numpy(), columns)
     save_image(path, picture)

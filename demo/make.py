@@ -38,7 +38,13 @@ DEMO = Path(__file__).parent
 FACES = DEMO / "faces"
 FACES_SEED = 5
 RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words for its codes 0 to 4
-SHOWN = {"L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}  # of FaceAging.MEASURES, with digits
+SHOWN = {
+    "L1": 4,
+    "PSNR": 2,
+    "SSIM": 3,
+    "sharpness": 3,
+    "label_movement": 4,
+}  # measures, and their digits
 BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
@@ -145,8 +151,7 @@ def draw_pictures(run: Path) -> None:
     save_image(DEMO / "sample.png", shrunk(pictures.sheet(rows, ["face", "as kept"] * 2)))
 
     with tempfile.TemporaryDirectory() as folder:
-        model.save_dir = Path(folder)
-        model.test(paths[:10])
+        FaceAging.load(save_dir=folder).test(paths[:10])
         sheets = [np.asarray(Image.open(Path(folder, f"test/test_as_{name}.png"))) for name in ("male", "female")]
     save_image(DEMO / "test.png", shrunk(np.concatenate(sheets, axis=1)))
 
@@ -157,9 +162,8 @@ def draw_pictures(run: Path) -> None:
     frames = []
     for path in sorted((run / "random").glob("*.png")):
         grid = Image.open(path)
-        columns, rows = (side // model.size_image for side in grid.size)
-        small = np.asarray(grid.resize((columns * GIF_SIDE, rows * GIF_SIDE), Image.Resampling.LANCZOS))
-        tiles = small.reshape(rows, GIF_SIDE, columns, GIF_SIDE, -1).swapaxes(1, 2)
+        size = [side * GIF_SIDE // model.size_image for side in grid.size]
+        tiles = pictures.tiles(grid.resize(size, Image.Resampling.LANCZOS), GIF_SIDE)
         frames.append(pictures.sheet(tiles, model.bins.names, title=f"epoch {path.stem}"))
     if frames:
         frames += frames[-1:] * 4  # the end is looked at longer

@@ -13,15 +13,16 @@ import sys
 import numpy as np
 
 import main
-from support.batches import split
+from support.batches import epoch_name, split
 from support.errors import InputError
 from support.files import read_config
+from support.flags import parse_flags
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.pictures import grid
 
 with main.silence():
-    from FaceAging import FaceAging, epoch_name
+    from FaceAging import FaceAging
 
 HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
 RANDOM_FACES = [MALE] * 5 + [FEMALE] * 5
@@ -55,11 +56,12 @@ def keep_epoch(model: FaceAging, held_out: list) -> None:
 
 
 def train(argv: list[str]) -> int:
-    flags, given = main.parse_flags(argv)
+    flags, given = parse_flags(argv)
     try:
         if not read_config(flags.savedir):  # a run that goes on remembers its own
-            flags, given = main.parse_flags([*HALF, *argv])
-        model, faces = main.prepare(flags, given)
+            flags, given = parse_flags([*HALF, *argv])
+        listing = main.find_faces(flags, given)
+        model, faces = main.build(flags, listing), listing.faces
         _, held_out = split(faces, model.seed)
         model.load_checkpoint()
         while True:

@@ -86,11 +86,12 @@ def look(images: np.ndarray, aged: np.ndarray, other: np.ndarray, genders: np.nd
     }
 
 
-def aging(each: dict[str, np.ndarray], years: np.ndarray, bins: AgeBins) -> dict:
+def aging(each: dict[str, np.ndarray], bins: AgeBins) -> dict:
     """Returns {"overall": AGING_MEASURES, "by_bin": {bin: BIN_MEASURES}} of what `look` returned of N faces.
 
-    years: the ages [N] of the real faces. What there is nothing to measure of is None.
+    Among the arrays are also "years", the ages [N] of the real faces. What there is nothing to measure of is None.
     """
+    years = each["years"]
     seen, real = each["age_seen"], each["real_age_seen"]
     distance, error = np.abs(seen - bins.centres), np.abs(real - years)
     youngest, oldest = seen[:, 0].mean(), seen[:, -1].mean()
@@ -177,12 +178,13 @@ def distances_of_pairs(embeddings: np.ndarray) -> np.ndarray:
     return np.linalg.norm(embeddings[one] - embeddings[other], axis=1)
 
 
-def identity(each: dict[str, np.ndarray], ages: np.ndarray, others: dict[int, np.ndarray], bins: AgeBins) -> dict:
+def identity(each: dict[str, np.ndarray], others: dict[int, np.ndarray], bins: AgeBins) -> dict:
     """Returns {"overall": IDENTITY_MEASURES, "by_bin": {bin: measures}} of what `compare_people` returned of N photos.
 
-    ages: the index of each photo's age bin, [N]; others: what `distances_of_others` returned. A bin here is that of the
-    photo. The stricter distance is the bin's own; where it has no pairs its photos are left out of those shares.
+    Among the arrays are also "years", the ages [N] of the photos; others: what `distances_of_others` returned. A bin
+    here is that of the photo. The stricter distance is the bin's own; without pairs its photos are left out there.
     """
+    ages = bins.index(each["years"])
     strict = np.array([np.quantile(others[i], PASSED) if i in others else np.nan for i in ages])
     by_bin = {}
     for i in np.unique(ages):

@@ -12,93 +12,177 @@ from support.errors import InputError
 from support.images import BadPicture
 from support.labels import AgeBins, gender_labels
 
-FIRST_EPOCH = -9  # ten pre-training epochs, -9 to 0, come before epoch 1
+PRETRAINING_EPOCHS = 10  # epochs without adversaries, numbered -9 to 0: before and outside those of the training proper
 BATCHES_AHEAD = 2
+INFERENCE_BATCH = 50  # images encoded or generated at a time: bounds the memory whatever the number of faces
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def epoch_name(epoch: int) -> str:
+    """Returns what an epoch is called where it shows: 01, 02, ...; pre-training, -9 to 0, is p01 to p10."""
+    return f"{epoch:02d}" if epoch > 0 else f"p{epoch + PRETRAINING_EPOCHS:02d}"
 
 
 def split(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]]:
-    """(training, held out) of a seeded shuffle; held out are a tenth of the faces, at least 1 and at most 100."""
+    """Returns (training, held out) of a seeded shuffle; held out is a tenth of the faces, from 1 to 100."""
     shuffled = [faces[i] for i in np.random.default_rng(seed).permutation(len(faces))]
     held_out = min(100, max(1, len(faces) // 10))
     return shuffled[held_out:], shuffled[:held_out]
 
 
+def read_images(
+    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
+) -> tuple[np.ndarray, list[Face]]:
+    """Returns (images uint8 [N, S, S, C], their N faces) of those that can be read.
+
+    What cannot be read is named by `say`. Raises InputError where that is everything.
+    """
+    images, read = [], []
+    for face in faces:
+        try:
+            images.append(load_image(face.path))
+            read.append(face)
+        except BadPicture as error:
+            say(f"Left out: {error}")
+    if not images:
+        raise InputError(f"none of {len(faces)} faces can be read, such as {faces[0].path}")
+    return np.stack(images), read
+
+
+def read_faces(
+    faces: Sequence[Face], bins: AgeBins, load_image: Callable[[str], np.ndarray], say: Callable[[str], None] = print
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (images uint8 [N, S, S, C], age labels [N, bins], gender labels [N, 2]): see `read_images`."""
+    images, read = read_images(faces, load_image, say)
+    return images, *labels_of(read, bins)
+
+
+def labels_of(faces: Sequence[Face], bins: AgeBins) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the one-hot age labels, float32 [N, bins], and gender labels, float32 [N, 2], of faces."""
+    return bins.one_hot([face.age for face in faces]), gender_labels([face.gender for face in faces])
+
+
 def epoch_order(faces: Sequence[Face], bins: AgeBins, epoch: int, seed: int, balance: bool = False) -> np.ndarray:
-    """Indices of an epoch's faces, int [N]; with balance every bin that has faces is drawn equally often."""
-    random = np.random.default_rng([seed, 0, epoch - FIRST_EPOCH])
+    """Returns the indices of an epoch's faces, int [N]; with balance every bin with faces is drawn equally often."""
+    # a seed may not be negative: the first epoch that there can be, -9, is number 0
+    random = np.random.default_rng([seed, 0, epoch + PRETRAINING_EPOCHS - 1])
     if not balance:
         return random.permutation(len(faces))
     index = bins.index([face.age for face in faces])
     groups = [np.flatnonzero(index == i) for i in np.unique(index)]
-    share = -(-len(faces) // len(groups))
+    share = int(np.ceil(len(faces) / len(groups)))
     drawn = [np.resize(random.permutation(group), share) for group in groups]  # repeats a group that is too small
     return random.permutation(np.concatenate(drawn))[: len(faces)]
 
 
-def epoch_batches(
-    faces: Sequence[Face],
-    bins: AgeBins,
-    *,
-    epoch: int,
-    first_batch: int,
-    first_step: int,
-    batch_size: int,
-    num_z_channels: int,
-    load_image: Callable[[str], np.ndarray],
-    seed: int,
-    bad: dict[str, str],
-    balance: bool = False,
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches first_batch, first_batch + 1, ... of an epoch, as they are whenever it is begun.
+class Batches:
+    """The batches of a training, epoch by epoch, read ahead by threads; made once.
 
-    Yields (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2], z_prior float32
-    [B, Z] ~ U(-1, 1)), read ahead by threads. The order is a function of (seed, epoch), z_prior of (seed, step); the
-    last short batch is dropped. `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot
-    be read is replaced by the next of the epoch's order and put into `bad` (reason by path). A worker of shard (index,
-    count) gets its own part of each batch. Raises TooManyBad when more than one in ten faces are bad, and InputError if
-    the workers cannot share a batch equally.
+    faces: those trained on. `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot be
+    read is replaced by the next of the epoch's order and put into `bad`, {path: reason}. With balance the age bins are
+    drawn equally often; with flip half of each batch is mirrored left to right. Of `world_size` workers, this one,
+    number `rank`, gets its own part of each batch. The last short batch of an epoch is dropped; the length is the
+    number of batches in an epoch. Raises InputError where the faces do not fill one batch.
 
-    Not a tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
+    It is no tf.data.Dataset: one that runs Python hides its errors, and hangs a process that ends in the middle of it.
     """
-    order = epoch_order(faces, bins, epoch, seed, balance)
-    worker, workers = shard
-    if batch_size % workers:
-        raise InputError(f"--batch_size {batch_size} cannot be shared by {workers} workers: make it a multiple")
-    part = batch_size // workers
 
-    def load(position: int) -> tuple[Face, np.ndarray]:
-        """The face at a position of the epoch or, where that is bad, the next one that is not."""
-        while True:
-            face = faces[order[position]]
+    def __init__(
+        self,
+        faces: Sequence[Face],
+        bins: AgeBins,
+        load_image: Callable[[str], np.ndarray],
+        *,
+        size_batch: int,
+        num_z_channels: int,
+        seed: int,
+        balance: bool = False,
+        flip: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if len(faces) < size_batch:
+            raise InputError(
+                f"{len(faces)} faces to train on do not fill one batch of {size_batch}: "
+                f"pass --batch_size {len(faces)} or less"
+            )
+        self.faces = faces
+        self.bins = bins
+        self.load_image = load_image
+        self.size_batch = size_batch
+        self.num_z_channels = num_z_channels
+        self.seed = seed
+        self.balance = balance
+        self.flip = flip
+        part = size_batch // world_size
+        self.part = slice(rank * part, (rank + 1) * part)  # this worker's faces of a batch
+        self.bad: dict[str, str] = {}
+        self.named = 0  # how many of them `newly_bad` has returned
+
+    def __len__(self) -> int:
+        return len(self.faces) // self.size_batch
+
+    def of(self, epoch: int, first: int = 0, step: int = 0) -> Iterator[Batch]:
+        """Yields the batches first, first + 1, ... of an epoch, as they are whenever it is begun.
+
+        Each is (images uint8 [B, S, S, C], age labels float32 [B, bins], gender labels float32 [B, 2], z_prior float32
+        [B, Z] ~ U(-1, 1)). `step` is the number of steps before the first of them. The order is a function of (seed,
+        epoch), z_prior and what is mirrored of (seed, step). Raises TooManyBad where more than one in ten are bad.
+        """
+        order = epoch_order(self.faces, self.bins, epoch, self.seed, self.balance)
+        ahead = deque()
+        with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as stacker:
             try:
-                return face, load_image(face.path)
-            except BadPicture as error:
-                bad[face.path] = error.reason
-                check_bad(bad, len(faces))
-                position = (position + 1) % len(order)
-
-    def read(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        start = batch * batch_size + worker * part
-        chosen, images = zip(*readers.map(load, range(start, start + part)), strict=True)
-        step = first_step + batch - first_batch
-        z_prior = np.random.default_rng([seed, 1, step]).uniform(-1, 1, (batch_size, num_z_channels))
-        return (
-            np.stack(images),
-            bins.one_hot([face.age for face in chosen]),
-            gender_labels([face.gender for face in chosen]),
-            z_prior[worker * part : (worker + 1) * part].astype(np.float32),
-        )
-
-    ahead = deque()
-    with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as stacker:
-        try:
-            for batch in range(first_batch, len(order) // batch_size):
-                ahead.append(stacker.submit(read, batch))
-                if len(ahead) > BATCHES_AHEAD:
+                for batch in range(first, len(self)):
+                    ahead.append(stacker.submit(self._read, readers, order, batch, step + batch - first))
+                    if len(ahead) > BATCHES_AHEAD:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _read(self, readers: ThreadPoolExecutor, order: np.ndarray, batch: int, step: int) -> Batch:
+        start = batch * self.size_batch
+        places = range(start + self.part.start, start + self.part.stop)
+        faces, images = zip(*readers.map(lambda place: self._load(order, place), places), strict=True)
+        images = np.stack(images)
+        if self.flip:
+            mirrored = self._random(2, step).permutation(self.size_batch) < self.size_batch // 2
+            mirrored = mirrored[self.part]
+            images[mirrored] = images[mirrored, :, ::-1]
+        z_prior = self._random(1, step).uniform(-1, 1, (self.size_batch, self.num_z_channels))
+        return images, *labels_of(faces, self.bins), z_prior[self.part].astype(np.float32)
+
+    def _random(self, purpose: int, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, step])
+
+    def _load(self, order: np.ndarray, place: int) -> tuple[Face, np.ndarray]:
+        """Returns the face at a place of the epoch's order or, where that is bad, the next one that is not."""
+        while True:
+            face = self.faces[order[place]]
+            try:
+                return face, self.load_image(face.path)
+            except BadPicture as error:
+                self.bad[face.path] = error.reason
+                check_bad(self.bad, len(self.faces))
+                place = (place + 1) % len(order)
+
+    def newly_bad(self) -> dict[str, str]:
+        """Returns those of `bad` that an earlier call has not returned."""
+        new = dict(list(self.bad.items())[self.named :])
+        self.named += len(new)
+        return new
+
+
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the arrays of all parts, by name, one behind the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_batches(function: Callable, *arrays: np.ndarray) -> np.ndarray:
+    """Returns what a tf.function returns for the rows of arrays, computed INFERENCE_BATCH rows at a time."""
+    parts = range(0, len(arrays[0]), INFERENCE_BATCH)
+    return np.concatenate([function(*(array[i : i + INFERENCE_BATCH] for array in arrays)).numpy() for i in parts])

@@ -144,6 +144,21 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     return [str(folder / name) for name in reversed(every)]
 
 
+def holds_model(save_dir: Path) -> bool:
+    """Returns whether the folder of a run, or of a packed model, holds a trained model."""
+    return bool(saved_checkpoints(save_dir / FOLDER) or saved_checkpoints(save_dir))
+
+
+def holds_network(save_dir: Path, name: str) -> bool:
+    """Returns whether a run has a network of this name; it is in all of its checkpoints or in none."""
+    for prefix in saved_checkpoints(save_dir / FOLDER):
+        try:
+            return any(variable.startswith(f"{name}/") for variable, _ in tf.train.list_variables(prefix))
+        except DAMAGE:  # `restore_latest` names it
+            continue
+    return False
+
+
 def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
     """Have the file `checkpoint` name these, earliest first and the last one just written, and remove all others.
 

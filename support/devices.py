@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 from tensorflow.python.eager import context
 
@@ -112,6 +113,17 @@ class Devices:
     @property
     def is_chief(self) -> bool:
         return self.rank == 0
+
+    @contextlib.contextmanager
+    def building(self, precision: str) -> Iterator[None]:
+        """Within it, Keras builds networks for these devices in a precision, which is a Keras dtype policy."""
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            with self.strategy.scope():
+                yield
+        finally:
+            keras.config.set_dtype_policy(policy)
 
     def say(self, line: str) -> None:
         """Print a line, if this is the chief."""

@@ -1,34 +1,113 @@
 """How well faces are kept, and how far the age label moves them; open it to measure something else."""
 
+import itertools
+
 import numpy as np
+import tensorflow as tf
 
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels: a Gaussian window of 11 x 11
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601
+from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels
+
+MEASURES = {  # what is measured of a set of faces, and the units
+    "faces": "how many",
+    "L1": "mean absolute difference of a face and its reconstruction, pixels in [-1, 1]",
+    "PSNR": "peak signal-to-noise ratio of the reconstructions in dB, mean over faces",
+    "SSIM": "structural similarity of a face and its reconstruction, 1 where equal, mean over faces",
+    "z_KS": "Kolmogorov-Smirnov distance of a dimension of z from U(-1, 1), mean over dimensions; "
+    "n uniform numbers have about 0.87 / sqrt(n) by chance",
+    "z_KS_pooled": "the same distance of all dimensions taken together",
+    "sharpness": "variance of the Laplacian of the reconstructions, relative to that of the faces",
+    "label_movement": "mean absolute change of the picture from an age bin to the next, pixels in [-1, 1]",
+}
+SSIM_WINDOW = 11  # the width in pixels of the Gaussian window, whose standard deviation is 1.5
+GREY = (0.299, 0.587, 0.114)  # the weights of red, green and blue in a grey image: ITU-R 601
 
 
-def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """The structural similarity of two pictures, float [H, W, C] in [0, 1]; 1 where they are equal.
+def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the structural similarity, float [N], of images [N, H, W, C] in [0, 1]; it is 1 where they are equal.
 
-    The mean over channels and over all places of the window within them (Wang, Bovik, Sheikh and Simoncelli 2004).
+    The mean over channels and over all places of the window within the images (Wang, Bovik, Sheikh and Simoncelli
+    2004). For images smaller than the window, the window is as small as they are.
     """
-    from scipy.ndimage import gaussian_filter
-
-    def blur(x):
-        return gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS, axes=(0, 1))
-
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    mean_a, mean_b = blur(a), blur(b)
-    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
-    covariance = blur(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
-    likeness *= (2 * covariance + SSIM_C2) / (variances + SSIM_C2)
-    margin = min(SSIM_RADIUS, (min(a.shape[:2]) - 1) // 2)
-    return float(likeness[margin:-margin, margin:-margin].mean())
+    window = min(SSIM_WINDOW, *first.shape[1:3])
+    return tf.image.ssim(first, second, max_val=1.0, filter_size=window).numpy()
 
 
 def sharpness(image: np.ndarray) -> float:
-    """The variance of the Laplacian of a picture, float [H, W, C], made grey, in squared units of its own."""
-    from scipy.ndimage import laplace
+    """Returns the variance of the Laplacian of an image, float [H, W, C], made grey, in squared units of its own."""
+    from scipy.ndimage import laplace  # importing SciPy is slow
 
     return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
+
+
+def measure_faces(faces: np.ndarray, reconstructions: np.ndarray, aged: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the measures of each face, arrays [N, ...] by name.
+
+    faces, reconstructions: float [N, S, S, C] in [-1, 1]; aged: the same faces at every age bin, [bins, N, S, S, C].
+    """
+    pixels = (1, 2, 3)  # the axes of one image
+    error = np.square(faces - reconstructions).mean(axis=pixels)
+    pairs = zip(faces, reconstructions, strict=True)
+    changes = [np.abs(older - younger).mean(axis=pixels) for younger, older in itertools.pairwise(aged)]
+    return {
+        "L1": np.abs(faces - reconstructions).mean(axis=pixels),
+        "PSNR": 10 * np.log10(2**2 / np.maximum(error, 1e-10)),
+        "SSIM": ssim(faces / 2 + 0.5, reconstructions / 2 + 0.5),
+        "sharpness": np.array([[sharpness(face), sharpness(reconstruction)] for face, reconstruction in pairs]),
+        "label_movement": np.stack(changes, axis=1),  # [N, bins - 1]
+    }
+
+
+def summarize(each: dict[str, np.ndarray], bins: AgeBins) -> dict:
+    """Returns {"overall": measures, "by_age": {bin: measures}, "by_gender": {gender: measures}, "units": MEASURES}.
+
+    each: the arrays of `measure_faces`, and "z" [N, Z], the age labels "ages" and the gender labels "genders".
+    Measures are those of MEASURES and, by pair of bins, "label_movement_by_bin". A group without a face is left out.
+    """
+    index = each["ages"].argmax(axis=1)
+    by_age = {name: index == i for i, name in enumerate(bins.names)}
+    by_gender = {
+        name: each["genders"][:, FEMALE] == gender_labels([gender])[0, FEMALE] for gender, name in GENDER_NAMES.items()
+    }
+
+    def measures_by(groups: dict[str, np.ndarray]) -> dict:
+        return {name: _mean_measures(each, chosen, bins) for name, chosen in groups.items() if chosen.any()}
+
+    return {
+        "overall": _mean_measures(each, slice(None), bins),
+        "by_age": measures_by(by_age),
+        "by_gender": measures_by(by_gender),
+        "units": MEASURES,
+    }
+
+
+def _mean_measures(each: dict[str, np.ndarray], chosen, bins: AgeBins) -> dict:
+    from scipy.stats import kstest, uniform  # importing SciPy is slow
+
+    each = {name: values[chosen] for name, values in each.items()}
+    prior = uniform(-1, 2).cdf
+    face, reconstruction = each["sharpness"].mean(axis=0)
+    movement = each["label_movement"].mean(axis=0)
+    measures = {
+        "L1": each["L1"].mean(),
+        "PSNR": each["PSNR"].mean(),
+        "SSIM": each["SSIM"].mean(),
+        "z_KS": kstest(each["z"], prior, method="asymp").statistic.mean(),
+        "z_KS_pooled": kstest(each["z"].ravel(), prior, method="asymp").statistic,
+        "sharpness": reconstruction / max(face, 1e-10),
+        "label_movement": movement.mean(),
+    }
+    pairs = [f"{young} to {old}" for young, old in itertools.pairwise(bins.names)]
+    return {
+        "faces": len(each["L1"]),
+        **{name: round(float(value), 5) for name, value in measures.items()},
+        "label_movement_by_bin": {pair: round(float(value), 5) for pair, value in zip(pairs, movement, strict=True)},
+    }
+
+
+def table(measured: dict) -> str:
+    """Returns what `summarize` returned as a plain table, a row a group, and the units below it."""
+    names = list(measured["units"])
+    lines = ["".join(f"{name:>15}" for name in ("", *names))]
+    for group, row in {"all": measured["overall"], **measured["by_age"], **measured["by_gender"]}.items():
+        lines.append("".join(f"{value:>15}" for value in (group, *(row[name] for name in names))))
+    return "\n".join([*lines, *(f"{name}: {unit}" for name, unit in measured["units"].items())])

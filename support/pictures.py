@@ -1,5 +1,6 @@
 """What people look at: grids, labelled sheets, films and curves; open it to change how a picture is laid out."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,26 +10,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 from support.files import write_whole
 
-MIN_TYPE = 12  # pixels; smaller type cannot be read
-TYPE_SHARE = 0.15  # of a picture's height: type in proportion on a sheet of any size
+IN_A_ROW = 10  # faces beside each other in a grid or on a sheet
+MIN_TYPE = 12  # pixels: smaller type cannot be read
+TYPE_SHARE = 0.15  # the type is this part of an image's height: in proportion on a sheet of any size
 INK = (34, 34, 34)
-MANY_COLORS, FEW_COLORS = 256, 128  # of a GIF: all that the format has, and what ten faces can do with
-FEW_COLORS_BYTES = 0.8  # what FEW_COLORS leave of a GIF's bytes, measured on faces
-PALETTE_PIXELS = 250_000  # looked at for a palette; more take longer and change nothing to see
-MIN_GIF_SIDE = 16  # pixels; no face can be seen below it
-LOSS_CYCLES = 50  # a loss that swings more often than this over its record is noise to the eye
+MANY_COLORS, FEW_COLORS = 256, 128  # the most colours that a GIF can have, and as many as ten faces can do with
+FEW_COLORS_BYTES = 0.8  # a GIF of faces with FEW_COLORS has this part of the bytes, as measured
+PALETTE_PIXELS = 250_000  # pixels looked at for a palette: more take longer and change nothing that is seen
+MIN_GIF_SIDE = 16  # pixels: no face can be seen below it
+GIF_BYTES = 10_000_000  # the largest demo_train.gif: it still loads in a browser at once
+LOSS_CYCLES = 50  # what swings more often than this over a whole training is noise to the eye
 LOSS_COLOR = "#1f5a96"
 
 
-def grid(images: np.ndarray, columns: int = 10, border: int = 0) -> np.ndarray:
-    """Lay pictures, uint8 [N, h, w, C], out row by row: uint8 [H, W, C], white where there is none.
+def grid(images: np.ndarray, columns: int = IN_A_ROW, border: int = 0) -> np.ndarray:
+    """Returns images, uint8 [N, h, w, C], laid out row by row: uint8 [H, W, C], white where there is none.
 
-    It is min(N, columns) pictures wide; `border` is the white between neighbours, in pixels.
+    It is min(N, columns) images wide; `border` is the white between neighbours, in pixels.
     """
     count, height, width, channels = images.shape
     columns = min(columns, count)
-    lines = -(-count // columns)
-    # a border below and to the right of every picture; the outermost are cut off at the end
+    lines = math.ceil(count / columns)
+    # every image gets a border below and to the right; the outermost are cut off at the end
     cells = np.full((lines * columns, height + border, width + border, channels), 255, np.uint8)
     cells[:count, :height, :width] = images
     cells = cells.reshape(lines, columns, height + border, width + border, channels)
@@ -42,7 +45,7 @@ def sheet(
     column_labels: Sequence[str] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Draw a labelled sheet, uint8 [H, W, 3], of pictures, uint8 [R, N, h, w, C] with C 1 or 3, at their own size.
+    """Returns a labelled sheet, uint8 [H, W, 3], of images, uint8 [R, N, h, w, C] with C 1 or 3, at their own size.
 
     `row_labels` (R of them) stand to the left of the rows, `column_labels` (N) above the columns, shortened to a
     column's width, and the title above all. A sheet's size depends on the title only where that is the wider.
@@ -54,13 +57,7 @@ def sheet(
     font = ImageFont.load_default(max(MIN_TYPE, round(TYPE_SHARE * height)))
     title_font = ImageFont.load_default(round(1.25 * font.size))
     line = sum(font.getmetrics())
-    # a picture lower than its label gets white above and below
-    missing = max(0, line - height)
-    cells = np.pad(
-        rows.reshape(-1, height, width, 3),
-        ((0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0)),
-        constant_values=255,
-    )
+    cells = _as_high(rows.reshape(-1, height, width, 3), line)
     pictures = grid(cells, columns, gap)
 
     margin = 2 * gap
@@ -88,10 +85,10 @@ def sheet(
 def save_animation(
     path: str | Path, frames: Sequence[np.ndarray], frame_seconds: float, max_bytes: int | None = None
 ) -> None:
-    """Write pictures of one size, uint8 [H, W, C] each with C 1 or 3, as a .gif that loops for ever or as a .mp4.
+    """Write images of one size, uint8 [H, W, C] each with C 1 or 3, as a .gif that loops for ever or as a .mp4.
 
     A .mp4 gets a white line where a side is odd, as most players want even ones. A GIF larger than `max_bytes` gets
-    fewer colours and then smaller pictures until it fits; equal frames in a row are stored as one that is shown
+    fewer colours and then smaller images until it fits; equal frames in a row are stored as one that is shown
     longer. Raises ValueError where no GIF fits or for another suffix, ImportError, which says what to install, for a
     .mp4 without imageio's ffmpeg plugin.
     """
@@ -110,19 +107,43 @@ def save_animation(
         raise ValueError(f"{path}: an animation is a .gif or a .mp4")
 
 
+def animate_training(save_dir: Path, size_image: int, bins: Sequence[str]) -> None:
+    """Write demo_train.gif: the test sheets of a run epoch by epoch, under the faces themselves.
+
+    bins: the names of the age bins, which are the rows of the sheets.
+    """
+    test = save_dir / "test"
+    paths = sorted(test.glob("p[0-9]*.png")) + sorted(test.glob("[0-9]*.png"))
+    inputs = tiles(Image.open(test / "input.png"), size_image)
+    frames = [
+        sheet(
+            np.concatenate([inputs, tiles(Image.open(path), size_image)]), ["input", *bins], title=f"epoch {path.stem}"
+        )
+        for path in paths
+    ]
+    save_animation(save_dir / "demo_train.gif", frames, frame_seconds=0.5, max_bytes=GIF_BYTES)
+
+
+def tiles(picture: Image.Image, side: int) -> np.ndarray:
+    """Returns the images that a grid without gaps is made of, uint8 [rows, columns, side, side, C]."""
+    pixels = np.asarray(picture)
+    rows, columns = (length // side for length in pixels.shape[:2])
+    return pixels.reshape(rows, side, columns, side, -1).swapaxes(1, 2)
+
+
 def low_pass(losses: Sequence[float]) -> np.ndarray:
-    """Losses of N > 0 steps without what swings more than LOSS_CYCLES times over the record: float [N].
+    """Returns losses of N > 0 steps without what swings more than LOSS_CYCLES times over all of them: float [N].
 
     A second-order Butterworth filter, run forwards and backwards so that nothing is shifted in time.
     """
     from scipy.signal import butter, sosfiltfilt
 
     losses = np.asarray(losses, float)
-    # N steps hold N / 2 cycles at most: in a short record nothing is too fast
+    # N steps hold N / 2 cycles at most: in a short training nothing is too fast
     if len(losses) <= 2 * LOSS_CYCLES:
         return losses
     cutoff = 2 * LOSS_CYCLES / len(losses)  # as butter takes it: a fraction of the fastest cycle that there is
-    # ends are mirrored, not turned about their last point: one loss out of line must not bend the curve
+    # the ends are mirrored, not turned about their last point: one loss out of line must not bend the curve
     padding = min(len(losses) - 1, round(4 / cutoff))
     return sosfiltfilt(butter(2, cutoff, output="sos"), losses, padtype="even", padlen=padding)
 
@@ -148,13 +169,19 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
         figure.savefig(temporary)
 
 
+def _as_high(images: np.ndarray, height: int) -> np.ndarray:
+    """Returns images [N, H, W, C] with white above and below each that is lower than this height."""
+    missing = max(0, height - images.shape[1])
+    return np.pad(images, ((0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0)), constant_values=255)
+
+
 def _rgb(images: np.ndarray) -> np.ndarray:
-    """[..., 1] or [..., 3] -> [..., 3]"""
+    """Returns images [..., 1] or [..., 3] as [..., 3]."""
     return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text`, or as much of its beginning as `width` pixels hold."""
+    """Returns the text, or as much of its beginning as `width` pixels hold."""
     length = len(text)
     while length and font.getlength(text[:length] + "…" * (length < len(text))) > width:
         length -= 1
@@ -162,17 +189,17 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def _gif(frames: np.ndarray, frame_seconds: float, max_bytes: int | None) -> bytes:
-    """Frames, uint8 [N, H, W, 3], as a GIF of at most `max_bytes`, with what colours and size that leaves."""
+    """Returns frames, uint8 [N, H, W, 3], as a GIF of at most `max_bytes`, with what colours and size that leaves."""
     shown, colors, scale = frames, MANY_COLORS, 1.0
     while True:
-        # one palette for all frames: even parts do not flicker, and what stands still costs nothing
+        # one palette serves all frames: even parts do not flicker, and what stands still costs nothing
         pixels = shown.reshape(1, -1, 3)
         palette = Image.fromarray(pixels[:, :: pixels.shape[1] // PALETTE_PIXELS + 1]).quantize(colors)
         shown = np.stack([_painted(frame, palette) for frame in shown])
         data = iio.imwrite("<bytes>", shown, extension=".gif", plugin="pillow", duration=1000 * frame_seconds, loop=0)
         if max_bytes is None or len(data) <= max_bytes:
             return data
-        # bytes go with the area; a little below the limit, so that it ends
+        # the bytes go with the area; a little below the limit is aimed at, so that this ends
         expected = len(data) * (FEW_COLORS_BYTES if colors == MANY_COLORS else 1)
         scale *= min(1, (0.95 * max_bytes / expected) ** 0.5)
         colors = FEW_COLORS
@@ -183,6 +210,6 @@ def _gif(frames: np.ndarray, frame_seconds: float, max_bytes: int | None) -> byt
 
 
 def _painted(frame: np.ndarray, palette: Image.Image) -> np.ndarray:
-    """A frame, uint8 [H, W, 3], with every pixel the nearest color of the palette."""
+    """Returns a frame, uint8 [H, W, 3], with every pixel the nearest color of the palette."""
     image = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
     return np.asarray(image.convert("RGB"))

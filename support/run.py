@@ -1,65 +1,211 @@
-"""One training's folder: its log, and how a training is stopped; open it where a run does not go on as it should."""
+"""One training's folder: locked, logged, stopped and saved in time; open it where a run does not go on as it should."""
 
+import contextlib
 import csv
+import math
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
 
-from support.files import write_whole
+from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
+from support.devices import Devices, lost_workers_named
+from support.errors import InputError
+from support.files import locked, read_config, remove_partial, write_config, write_whole
+from support.pictures import plot_losses
+
+HISTOGRAM_STEPS = 50  # steps from one histogram of z and the logits to the next
+CHECKPOINT_SECONDS = 600  # seconds from one checkpoint within an epoch to the next
 
 
-class Record:
-    """What a training writes down: summary/ for tensorboard and losses.csv, cut to the step that it goes on from."""
+def check_beginning(save_dir: Path, use_trained_model: bool, num_faces: int, config: dict) -> None:
+    """Raise InputError where training would spoil what save_dir holds; nothing has been written yet."""
+    before = read_config(save_dir)
+    found = saved_checkpoints(save_dir / FOLDER)
+    if found and not use_trained_model:
+        raise InputError(
+            f"{save_dir} holds a trained model, which --use_trained_model False would overwrite: "
+            "give another --savedir to keep both, or leave the flag out to go on with it"
+        )
+    if found and not before:
+        raise InputError(
+            f"{found[0]} came without a config.json, so it is not of a run of this program: "
+            "to keep it, train into another --savedir"
+        )
+    # held-out faces are chosen by a seeded shuffle: with more or fewer faces it would choose some that were trained on
+    faces_before = before.get("training", {}).get("faces", num_faces)
+    if faces_before != num_faces:
+        raise InputError(
+            f"the data set has {num_faces:,} faces, but the run in {save_dir} was made with {faces_before:,}: "
+            "go on with the same faces, or give another --savedir"
+        )
+    check_architecture(save_dir, config)
+
+
+def check_finite(values: dict[str, float], step: int) -> None:
+    """Raise FloatingPointError, which names it, where a value is not finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}: the last checkpoint is kept; "
+                "lower --learning_rate or --loss_weights, or take --precision float32"
+            )
+
+
+class Run:
+    """A training's hold on its folder, from the lock to the last line of the log.
+
+    `folder` is save_dir for the chief. Other workers do all that the chief does, in a temporary folder that goes at the
+    end: what they write is thrown away. `stopped_by` is the signal that asked this training to end, or None.
+    line: the function that turns the losses, float by name, into what the progress bar and each epoch's line show.
+    """
+
+    def __init__(self, save_dir: Path, devices: Devices, line: Callable[[dict[str, float]], str]):
+        self.folder = save_dir
+        self.devices = devices
+        self.line = line
+        self.stopped_by: int | None = None
+
+    def __enter__(self) -> "Run":
+        with contextlib.ExitStack() as stack:
+            if self.devices.is_chief:
+                stack.enter_context(locked(self.folder))
+                remove_partial(self.folder, "samples", "test", FOLDER)
+                remove_leftovers(self.folder / FOLDER)
+            if self.devices.world_size > 1:
+                stack.enter_context(lost_workers_named())
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self.stack.__exit__(*error)
+
+    def open(self, config: dict, notes: dict, step: int) -> None:
+        """Begin to write: config.json, unless it is there, and the log from `step` on. Ctrl-C is heard from here on."""
+        if not self.devices.is_chief:
+            self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        write_config(self.folder, config, notes)
+        self.training_log = self.stack.enter_context(TrainingLog(self.folder, step))
+        self.stop_request = self.stack.enter_context(StopRequest())
+        self.saved_at = time.monotonic()
+
+    def progress(self, batches: Iterable, title: str, done: int, total: int) -> Iterable:
+        """Yields the batches of an epoch under a progress bar; `done` of `total` lie behind."""
+        self.title, self.total = title, total
+        self.bar = tqdm(batches, title, total, initial=done, unit="batch", disable=None)
+        return self.bar
+
+    def log(self, step: int, epoch: float, losses: dict, outputs: dict, learning_rate: float) -> None:
+        """Log a step, with histograms of the outputs every HISTOGRAM_STEPS steps, and learn whether to stop.
+
+        It waits for the device to finish the step. `epoch` is the number of epochs done, with the part of this one.
+        Raises FloatingPointError where a loss is not finite.
+        """
+        losses = {name: float(loss) for name, loss in losses.items()}
+        check_finite(losses, step)
+        self.training_log.write_step(step, epoch, losses, learning_rate)
+        if step % HISTOGRAM_STEPS == 0:
+            self.training_log.write_histograms(step, outputs)
+        self.bar.set_postfix_str(self.line(losses))
+        self._hear()
+
+    def log_epoch(self, step: int, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
+        """Log the end of an epoch: the sheets drawn for it, the loss curve so far, and a line with its mean losses."""
+        log = self.training_log
+        log.write_epoch(step, sheets, held_out_loss)
+        plot_losses(self.folder / "loss_epoch.png", log.columns["epoch"], log.columns["EG_loss"])
+        means = {name: np.mean(log.columns[name][-self.total :]) for name in log.losses}
+        self.devices.say(f"{self.title}, step {step}: {self.line(means)}, held-out L1 {held_out_loss:.4f}")
+        self._hear()
+
+    def _hear(self) -> None:
+        """Learn whether to stop; all workers ask each other, so that all stop at the same batch."""
+        heard = self.stop_request.signal
+        if self.devices.world_size > 1 and self.devices.sum_of_workers(heard or 0):
+            heard = heard or signal.SIGTERM
+        self.stopped_by = heard
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether the last checkpoint is so old, or the training has been asked to stop."""
+        return bool(self.stopped_by) or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def save(self, save_checkpoint: Callable) -> None:
+        """Bring the log to the disk and then, if this is the chief, save a checkpoint: it is never ahead of the log."""
+        self.training_log.flush()
+        if self.devices.is_chief:
+            save_checkpoint()
+        self.saved_at = time.monotonic()
+
+
+class TrainingLog:
+    """What a training writes down: losses.csv, and summary/ for tensorboard, both cut to the step that it goes on from.
+
+    `columns` holds all of losses.csv, floats by name of the column; `losses` are the names of the losses among them.
+    """
 
     def __init__(self, save_dir: Path, step: int):
-        self.path = save_dir / "losses.csv"
-        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        path = save_dir / "losses.csv"
+        text = path.read_text(errors="replace") if path.exists() else ""
         header, *rows = text.splitlines(keepends=True) or [""]
-        # what a killed run wrote past its checkpoint, half a row maybe
+        # a run that was killed may have written past its checkpoint, and half a row
         done = {str(number) for number in range(1, step + 1)}
         rows = [row for row in rows if row.endswith("\n") and row.split(",")[0] in done]
-        self.empty = not rows
-        with write_whole(self.path) as temporary:
+        self.columns: dict[str, list[float]] = {}
+        for row in csv.DictReader([header, *rows]):
+            self._remember(row)
+        with write_whole(path) as temporary:
             temporary.write_text("".join([header, *rows]) if rows else "")
         summary_dir = str(save_dir / "summary")
-        # on reading this, tensorboard drops what a run wrote past the step that this one goes on from
+        # on reading this event, tensorboard drops what a run wrote past the step that this one goes on from
         start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        log = EventFileWriter(summary_dir)
-        log.add_event(start)
-        log.close()
-        self.file = self.path.open("a", newline="", buffering=1)
+        writer = EventFileWriter(summary_dir)
+        writer.add_event(start)
+        writer.close()
+        self.file = path.open("a", newline="", buffering=1)
         self.summary = tf.summary.create_file_writer(summary_dir)
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, *_) -> None:
         self.summary.close()
         self.file.close()
 
+    def _remember(self, row: dict) -> None:
+        for name, value in row.items():
+            self.columns.setdefault(name, []).append(float(value))
+
+    @property
+    def losses(self) -> list[str]:
+        return [name for name in self.columns if name not in ("step", "epoch", "learning_rate")]
+
     def flush(self) -> None:
+        """Bring what was written to the disk itself."""
         self.summary.flush()
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def write_step(self, step: int, epoch: float, losses: dict[str, float], rate: float) -> None:
-        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": rate}
+    def write_step(self, step: int, epoch: float, losses: dict[str, float], learning_rate: float) -> None:
+        row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": learning_rate}
         writer = csv.DictWriter(self.file, row, lineterminator="\n")
-        if self.empty:
+        if not self.columns:
             writer.writeheader()
         writer.writerow(row)
-        self.empty = False
+        self._remember(row)
         with self.summary.as_default(step):
-            for name, value in {**losses, "learning_rate": rate}.items():
+            for name, value in {**losses, "learning_rate": learning_rate}.items():
                 tf.summary.scalar(name, value)
 
     def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
@@ -67,36 +213,33 @@ class Record:
             for name, value in values.items():
                 tf.summary.histogram(name, value)
 
-    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], loss: float) -> None:
+    def write_epoch(self, step: int, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
         with self.summary.as_default(step):
-            tf.summary.scalar("held_out_EG_loss", loss)
+            tf.summary.scalar("held_out_EG_loss", held_out_loss)
             for name, sheet in sheets.items():
                 tf.summary.image(name, sheet[None])
-
-    def read(self, column: str, last: int | None = None) -> np.ndarray:
-        """A column of losses.csv, of its last rows or of all."""
-        with self.path.open(newline="") as file:
-            values = [float(row[column]) for row in csv.DictReader(file)]
-        return np.array(values[-last:] if last else values)
 
 
 class StopRequest:
     """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once.
 
     A thread listens for them: a handler of Python's would wait for TensorFlow to come back from the step in hand.
+    TensorFlow's own PreemptionCheckpointHandler hears no Ctrl-C, and wants its own manager of checkpoints.
     """
 
+    SIGNALS: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self):
-        self.signal = None
+        self.signal: int | None = None
         self.handlers = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python hears no signals
-            ours = (signal.SIGINT, signal.SIGTERM)
-            self.handlers = {number: signal.signal(number, lambda *_: None) for number in ours}
-            self.ear, self.mouth = socket.socketpair()  # Windows takes a socket, no pipe
-            self.mouth.setblocking(False)
-            self.wakeup = signal.set_wakeup_fd(self.mouth.fileno())
+        if threading.current_thread() is threading.main_thread():  # in another thread Python hears no signals
+            self.handlers = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
+            # Python writes the number of each signal to the one end; on Windows that must be a socket, not a pipe
+            self.receiver, self.sender = socket.socketpair()
+            self.sender.setblocking(False)
+            self.wakeup = signal.set_wakeup_fd(self.sender.fileno())
             self.listener = threading.Thread(target=self._listen, daemon=True)
             self.listener.start()
         return self
@@ -106,12 +249,12 @@ class StopRequest:
             signal.set_wakeup_fd(self.wakeup)
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
-            self.mouth.close()
+            self.sender.close()
             self.listener.join()
-            self.ear.close()
+            self.receiver.close()
 
     def _listen(self) -> None:
-        while heard := self.ear.recv(1):
+        while heard := self.receiver.recv(1):
             if heard[0] in self.handlers:
                 if self.signal:
                     os._exit(128 + heard[0])

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image, ImageFont
 
 import main
-from FaceAging import FILM_SIDE, FaceAging
+from FaceAging import FaceAging
 from ops import denormalize, load_image
 from support import align
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
+from support.portraits import FILM_SIDE, read_portraits
 from tests.conftest import TINY
 from tests.test_align import photo
 
@@ -66,13 +67,13 @@ def test_any_number_of_faces_is_aged_ten_a_sheet(fresh, faces, tmp_path, count, 
             assert np.array_equal(shown[0], row)  # the faces themselves on top
             labelled = faces[10 * number : 10 * number + width]  # then what is kept of them at their own age and gender
             ages, genders = fresh.bins.one_hot([f.age for f in labelled]), gender_labels([f.gender for f in labelled])
-            kept = denormalize(fresh._generate(fresh.encode(row), ages, genders)).numpy()
+            kept = denormalize(fresh.G([fresh.encode(row), ages, genders], training=False)).numpy()
             assert np.abs(shown[1].astype(int) - kept).max() <= 1
             for age, pictures in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
                 assert np.abs(pictures.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
 
 
-def test_at_a_bins_centre_aging_shows_that_bin_and_between_two_something_between(model, faces):
+def test_age_between_two_bins_lies_between_them(model, faces):
     z = model.encode(np.stack([load_image(faces[0].path, 32, 3)]))
     young, between, old = (model.generate(z, [age], [MALE]).astype(int) for age in (2.5, 5.25, 8))
     assert not np.array_equal(young, old)
@@ -80,7 +81,7 @@ def test_at_a_bins_centre_aging_shows_that_bin_and_between_two_something_between
     assert np.abs(between - (young + old) / 2).mean() < np.abs(young - old).mean()
 
 
-def test_one_face_can_be_aged_to_many_ages_and_pictures_of_any_size_are_taken(model, faces):
+def test_one_face_is_aged_to_many_ages(model, faces):
     picture = np.asarray(Image.open(faces[0].path))[np.newaxis]  # [1, 128, 128, 3]
     aged = model.generate(np.repeat(model.encode(picture), 3, axis=0), [5, 40, 80], FEMALE)
     assert aged.shape == (3, 32, 32, 3) and aged.dtype == np.uint8
@@ -95,11 +96,11 @@ def test_results_do_not_depend_on_how_many_faces_are_aged_together(model, faces)
     assert np.abs(together[60].astype(int) - alone[0]).max() <= 1
 
 
-def test_faces_whose_names_say_nothing_have_no_row_of_their_own_label(fresh, faces, tmp_path):
+def test_unlabelled_faces_have_no_row_of_their_label(fresh, faces, tmp_path):
     copy = tmp_path / "portrait.jpg"
     copy.write_bytes(Path(faces[0].path).read_bytes())
     fresh.test([copy])
-    with_label, without = fresh._read_portraits([faces[0].path, copy], align=False)
+    with_label, without = read_portraits([faces[0].path, copy], 32, 3, align=False)
     assert with_label.label == (faces[0].age, faces[0].gender) and without.label == ()
     heights = [iio.imread(tmp_path / "test/test_as_male.png").shape[0]]
     fresh.test([faces[0].path])
@@ -129,7 +130,7 @@ def test_faces_of_one_name_do_not_overwrite_each_other(fresh, faces, tmp_path):
     assert written == {"me_30_male.png", "me_2_30_male.png", "me_2_2_30_male.png", "Me_3_30_male.png"}
 
 
-def test_pictures_of_every_kind_and_name_are_aged_upright_with_or_without_align(fresh, faces, tmp_path):
+def test_pictures_of_every_kind_and_name_are_aged(fresh, faces, tmp_path):
     (folder := tmp_path / "in").mkdir()
     face = Image.open(faces[0].path).convert("RGB")
     turned = Image.Exif()
@@ -148,13 +149,13 @@ def test_pictures_of_every_kind_and_name_are_aged_upright_with_or_without_align(
 
 
 def test_pictures_are_read_when_their_turn_comes(fresh, faces, capsys):
-    portraits = fresh._read_portraits([faces[0].path, "missing.jpg"], align=False)
+    portraits = read_portraits([faces[0].path, "missing.jpg"], 32, 3, align=False)
     next(portraits)
     assert "missing.jpg" not in capsys.readouterr().out
     assert list(portraits) == [] and "missing.jpg: no such file" in capsys.readouterr().out
 
 
-def test_a_film_goes_from_young_to_old_and_back_within_two_megabytes(fresh, faces, tmp_path):
+def test_film_goes_from_young_to_old_and_back(fresh, faces, tmp_path):
     fresh.test([faces[0].path], genders=[FEMALE], animate="gif")
     film = tmp_path / f"test/{Path(faces[0].path).stem}_female.gif"
     frames = iio.imread(film, index=None)
@@ -255,7 +256,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_main_ages_a_folder_and_prints_as_the_reference_program_did(save_dir, drawn_folder, capsys):
+def test_main_ages_a_folder_and_says_so(save_dir, drawn_folder, capsys):
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(drawn_folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [

@@ -62,7 +62,7 @@ def test_a_tilted_face_comes_back_level_with_its_eyes_in_place(tilt):
     assert np.hypot(*(eyes_in(frame, *place) - align.EYES).T).max() < 0.075
 
 
-def test_several_faces_come_back_from_left_to_right_each_at_its_own_size():
+def test_several_faces_come_back_from_left_to_right():
     pytest.importorskip("cv2")
     faces = align.align_faces(photo([(430, 200, 200, 10), (130, 150, 110, -10)]))
     assert [face.dtype for face in faces] == [np.uint8] * 2

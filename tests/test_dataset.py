@@ -15,13 +15,14 @@ from PIL import Image
 import main
 from ops import load_image
 from support import dataset
-from support.batches import epoch_batches, epoch_order, split
+from support.batches import Batches, epoch_order, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels
 
 ROOT = Path(main.__file__).parent
-SMALL = {"num_z_channels": 5, "load_image": partial(load_image, size_image=8, channels=3)}
+SMALL = {"size_batch": 4, "num_z_channels": 5, "seed": 7}
+read = partial(load_image, size_image=8, channels=3)
 
 
 def draw(path: Path, shade: int = 100) -> Path:
@@ -54,13 +55,13 @@ def test_every_age_falls_into_the_bin_whose_name_holds_it():
         assert int(low) <= age <= int(high or 120)
 
 
-def test_one_hot_labels_are_plus_one_at_the_bin_and_minus_one_elsewhere():
+def test_one_hot_labels_are_plus_and_minus_one():
     labels = AgeBins((20, 40)).one_hot([20, 21, 41])
     assert labels.dtype == np.float32
     assert labels.tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
 
 
-def test_interpolated_labels_meet_the_one_hots_at_the_centres_and_are_clamped_outside():
+def test_interpolated_labels_equal_one_hots_at_centres():
     bins = AgeBins()
     assert np.allclose(bins.interpolated(bins.centres), np.eye(10) * 2 - 1)
     assert np.allclose(bins.interpolated([0, 120]), bins.interpolated([2.5, 78]))
@@ -231,7 +232,7 @@ def test_a_wrong_table_is_refused_with_its_line_and_the_reason(tmp_path, text, m
 # bad pictures, the table of what was found
 
 
-def test_bad_pictures_are_skipped_by_name_up_to_one_in_ten_and_refused_beyond(tmp_path):
+def test_bad_pictures_are_skipped_up_to_one_in_ten(tmp_path):
     faces = draw_faces(tmp_path, 20)
     bad = [Path(face.path) for face in faces[:3]]
     bad[0].write_bytes(b"")
@@ -245,7 +246,7 @@ def test_bad_pictures_are_skipped_by_name_up_to_one_in_ten_and_refused_beyond(tm
     assert "\n" not in str(error.value)
 
 
-def test_the_summary_counts_faces_by_bin_gender_convention_and_reason(tmp_path):
+def test_description_counts_faces_and_reasons(tmp_path):
     for name in ["25_1_3_20170116174525125.jpg", "28_1_3_20170116174525125.jpg", "009055_1M54.JPG", "x.jpg", "y.jpg"]:
         draw(tmp_path / name)
     lines = describe(list_faces(tmp_path), AgeBins((20, 40))).splitlines()
@@ -287,7 +288,7 @@ def held(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("top", ["", "faces/", "./", "CACD2000/"])
-def test_an_archive_is_unpacked_by_itself_whether_it_holds_a_folder_or_files(tmp_path, top):
+def test_archive_of_a_folder_or_files_is_unpacked(tmp_path, top):
     data = tmp_path / "data"
     pack(data / "faces.tar.gz", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
     assert find_dataset("faces", data) == data / "faces"
@@ -363,7 +364,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_set_that_is_not_there_says_where_faces_go_and_how_to_get_them(tmp_path, made):
+def test_absent_set_says_where_faces_go(tmp_path, made):
     if made:
         (tmp_path / "UTKFace").mkdir()
     with pytest.raises(InputError) as error:
@@ -376,9 +377,8 @@ def test_a_set_that_is_not_there_says_where_faces_go_and_how_to_get_them(tmp_pat
 # drawing faces, epoch by epoch
 
 
-def batches(faces: list[Face], **options: object) -> list[tuple[np.ndarray, ...]]:
-    settings = SMALL | {"epoch": 1, "first_batch": 0, "first_step": 0, "batch_size": 4, "seed": 7, "bad": {}} | options
-    return list(epoch_batches(faces, AgeBins(), **settings))
+def batches(faces: list[Face], epoch=1, first=0, step=0, load=read, **options: object) -> list[tuple[np.ndarray, ...]]:
+    return list(Batches(faces, AgeBins(), load, **SMALL | options).of(epoch, first, step))
 
 
 def reds(drawn: list[tuple[np.ndarray, ...]]) -> np.ndarray:
@@ -393,7 +393,7 @@ def equal(some: list[tuple[np.ndarray, ...]], others: list[tuple[np.ndarray, ...
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(1, 1), (9, 1), (25, 2), (1000, 100), (5000, 100)])
-def test_held_out_is_a_tenth_at_least_1_at_most_100_and_fixed_by_the_seed(count, held_out):
+def test_held_out_is_a_tenth_from_1_to_100(count, held_out):
     faces = [Face(str(i), 1, MALE) for i in range(count)]
     training, held = split(faces, 2017)
     assert len(held) == held_out and sorted(training + held) == sorted(faces)
@@ -401,7 +401,7 @@ def test_held_out_is_a_tenth_at_least_1_at_most_100_and_fixed_by_the_seed(count,
     assert count < 9 or split(faces, 2018) != (training, held)
 
 
-def test_a_batch_holds_pictures_labels_and_a_prior_that_belong_together(tmp_path):
+def test_batch_holds_what_belongs_together(tmp_path):
     faces = draw_faces(tmp_path, 11)
     by_red = {2 * int(face.path[-8:-4]): face for face in faces}
     drawn = batches(faces)
@@ -415,20 +415,20 @@ def test_a_batch_holds_pictures_labels_and_a_prior_that_belong_together(tmp_path
     assert len(np.unique(reds(drawn))) == 8
 
 
-def test_the_order_is_fixed_by_seed_and_epoch_and_the_prior_by_seed_and_step(tmp_path):
+def test_order_and_prior_are_fixed_by_the_seed(tmp_path):
     faces = draw_faces(tmp_path, 40)
     drawn = batches(faces)
     assert equal(drawn, batches(faces))
-    assert equal(drawn[3:], batches(faces, first_batch=3, first_step=3))
+    assert equal(drawn[3:], batches(faces, first=3, step=3))
     for other in ({"epoch": 2}, {"epoch": -9}, {"seed": 8}):
         assert not np.array_equal(reds(drawn), reds(batches(faces, **other)))
-    later = batches(faces, epoch=2, first_step=5)
+    later = batches(faces, epoch=2, step=5)
     assert np.array_equal(later[0][3], drawn[5][3]) and not np.array_equal(later[0][3], drawn[0][3])
     assert not np.array_equal(drawn[0][3], batches(faces, seed=8)[0][3])
 
 
 def test_grey_pictures_have_one_channel(tmp_path):
-    assert batches(draw_faces(tmp_path, 4), load_image=partial(load_image, size_image=8, channels=1))[0][0].shape == (
+    assert batches(draw_faces(tmp_path, 4), load=partial(load_image, size_image=8, channels=1))[0][0].shape == (
         4,
         8,
         8,
@@ -439,14 +439,12 @@ def test_grey_pictures_have_one_channel(tmp_path):
 def test_workers_share_each_batch(tmp_path):
     faces = draw_faces(tmp_path, 20)
     whole = batches(faces)
-    parts = [batches(faces, shard=(worker, 2)) for worker in range(2)]
+    parts = [batches(faces, rank=rank, world_size=2) for rank in range(2)]
     joined = [tuple(np.concatenate(pair) for pair in zip(*both, strict=True)) for both in zip(*parts, strict=True)]
     assert equal(whole, joined)
-    with pytest.raises(InputError, match="--batch_size 4 .* 3 workers"):
-        batches(faces, shard=(0, 3))
 
 
-def test_balance_draws_every_bin_that_has_faces_equally_and_by_seed_and_epoch():
+def test_balance_draws_every_bin_equally():
     ages = [3] * 300 + [25] * 90 + [80] * 10
     faces = [Face(str(i), age, MALE) for i, age in enumerate(ages)]
     order = epoch_order(faces, AgeBins(), epoch=1, seed=7, balance=True)
@@ -457,20 +455,25 @@ def test_balance_draws_every_bin_that_has_faces_equally_and_by_seed_and_epoch():
     assert not np.array_equal(order, epoch_order(faces, AgeBins(), epoch=2, seed=7, balance=True))
 
 
-def test_a_face_that_cannot_be_decoded_is_replaced_as_the_seed_fixes_and_named(tmp_path):
+def test_undecodable_face_is_replaced_and_named(tmp_path):
     faces = draw_faces(tmp_path, 40)
     whole = reds(batches(faces)).ravel()
     damaged = [Path(faces[i].path) for i in (4, 17, 30)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-30])
-    bad = {}
-    drawn = batches(faces, bad=bad)
-    assert sorted(bad) == sorted(map(str, damaged)) and all("truncated" in reason for reason in bad.values())
+    drawing = Batches(faces, AgeBins(), read, **SMALL)
+    drawn = list(drawing.of(1))
+    bad = drawing.newly_bad()
+    assert (
+        not drawing.newly_bad()
+        and sorted(bad) == sorted(map(str, damaged))
+        and all("truncated" in reason for reason in bad.values())
+    )
     replaced = reds(drawn).ravel()
     lost = np.isin(whole, [2 * int(path.stem[-4:]) for path in damaged])
     assert np.array_equal(replaced[~lost], whole[~lost]) and not np.isin(replaced, whole[lost]).any()
     assert equal(drawn, batches(faces))
-    assert equal(drawn[5:], batches(faces, first_batch=5, first_step=5))
+    assert equal(drawn[5:], batches(faces, first=5, step=5))
     by_red = {2 * int(face.path[-8:-4]): face.age for face in faces}
     for images, ages, *_ in drawn:  # labels follow the replacement
         assert np.array_equal(ages, AgeBins().one_hot([by_red[red] for red in images[:, 0, 0, 0]]))
@@ -488,14 +491,13 @@ def test_a_process_that_fails_in_the_middle_of_an_epoch_ends(tmp_path):
     draw_faces(tmp_path, 40)
     code = f"""
 from support import dataset
-from support.batches import epoch_batches, epoch_order, split
+from support.batches import Batches, epoch_order, split
 from support.dataset import Face, describe, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.labels import AGE_BOUNDS, AgeBins, FEMALE, MALE, UNKNOWN, gender_labels
-from tests.test_dataset import epoch_batches, list_faces, AgeBins, SMALL
+from tests.test_dataset import AgeBins, Batches, SMALL, list_faces, read
 def train():
-    settings = SMALL | dict(epoch=1, first_batch=0, first_step=0, batch_size=4, seed=7, bad={{}})
-    for batch in epoch_batches(list_faces({str(tmp_path)!r}).faces, AgeBins(), **settings):
+    for batch in Batches(list_faces({str(tmp_path)!r}).faces, AgeBins(), read, **SMALL).of(1):
         raise MemoryError("the step failed")
 train()"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, cwd=ROOT)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ import pytest
 import tensorflow as tf
 
 import main
-from FaceAging import FaceAging
-from support.batches import epoch_batches, split
+from FaceAging import WEIGHTED_LOSSES, FaceAging
+from ops import load_image
+from support.batches import Batches, split
 from support.devices import choose_strategy
 from support.errors import InputError
 from tests.conftest import TINY
@@ -43,14 +45,14 @@ def warm(tmp_path_factory, drawn_folder, faces):
     (folder / "data").mkdir()
     (folder / "data" / "drawn").symlink_to(drawn_folder, target_is_directory=True)
     model = FaceAging(**TINY, save_dir=folder / "save")
-    model._build_optimizers()
     for optimizer in model.optimizers.values():
         optimizer.learning_rate.assign(2e-4)
     training, _ = split(faces, model.seed)
-    sizes = {"batch_size": 10, "num_z_channels": 50, "seed": 1, "bad": {}, "load_image": model._load_image}
+    load = partial(load_image, size_image=32, channels=3)
+    batches = Batches(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
     for step in range(0, WARM_STEPS, 5):
-        for batch in epoch_batches(training, model.bins, epoch=step, first_batch=0, first_step=step, **sizes):
-            model.train_step(*batch, tf.constant([1e-4] * 3))
+        for batch in batches.of(step, step=step):
+            model.train_step(*batch, dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4)))
     model.save_checkpoint()
     return folder
 
@@ -133,7 +135,7 @@ def test_two_devices_train_as_one_does(warm, alone, tmp_path):
     assert_equal_runs(alone, folder)
 
 
-def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(warm, alone, tmp_path):
+def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
     folder = copy(warm, tmp_path)
     done = finish(start_workers(folder, "--epoch=4"))
     assert [(status, error) for status, _, error in done] == [(0, "")] * 2
@@ -150,7 +152,7 @@ def test_two_processes_train_as_one_does_and_stop_together_when_one_is_told_to(w
     assert model.load_checkpoint() and int(model.step) == len(losses_of(folder))
 
 
-def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint(warm, tmp_path):
+def test_dead_worker_ends_the_others_with_one_line(warm, tmp_path):
     folder = copy(warm, tmp_path)
     processes = start_workers(folder, "--epoch=4000")
     wait_for_steps(folder, 3, processes)
@@ -161,7 +163,7 @@ def test_a_worker_that_dies_ends_the_others_with_one_line_and_a_whole_checkpoint
     assert weights_of(folder)
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_number_to_pass(warm, tmp_path):
+def test_batch_that_devices_cannot_share_is_refused(warm, tmp_path):
     folder = copy(warm, tmp_path)
     ((status, _, error),) = finish([start(folder, "--savedir=other", "--batch_size=10", devices=3)])
     assert status == 2

@@ -59,12 +59,12 @@ def test_a_transposed_convolution_equals_keras(side, stride, activation, filters
 
 
 @pytest.mark.parametrize("shape", [[6, 4, 4, 3], [6, 5]])
-def test_batch_normalisation_equals_keras_and_moves_the_same_statistics(shape):
+def test_batch_normalisation_equals_keras(shape):
     arguments = {"momentum": 0.999, "epsilon": 1e-3, "scale": False}
     compare(fast_ops.BatchNormalization(**arguments), layers.BatchNormalization(**arguments), shape)
 
 
-def test_the_gradient_of_the_total_variation_is_that_which_tensorflow_derives():
+def test_total_variation_gradient_equals_tensorflows():
     def plainly(images):
         rows, columns = images[:, 1:] - images[:, :-1], images[:, :, 1:] - images[:, :, :-1]
         return (tf.reduce_sum(rows**2) / 2 / 6 + tf.reduce_sum(columns**2) / 2 / 8) / 3

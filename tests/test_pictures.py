@@ -67,7 +67,7 @@ def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
 
 
 @pytest.mark.parametrize("size", [8, 32, 128, 256])
-def test_row_labels_are_readable_right_aligned_and_level_with_their_pictures(size):
+def test_row_labels_are_level_with_their_pictures(size):
     rows = noise(len(AGES), 1, size, size, 3)
     canvas = pictures.sheet(rows, AGES)
     ends = []
@@ -97,7 +97,7 @@ def test_labels_of_tiny_pictures_do_not_run_into_each_other():
     assert (np.diff(inked_lines.astype(int)) == 1).sum() == 5
 
 
-def test_title_and_column_labels_stand_above_and_move_no_picture_apart():
+def test_title_and_column_labels_stand_above():
     rows = noise(2, 3, 64, 64, 3)
     plain = pictures.sheet(rows, ["a", "b"])
     labelled = pictures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
@@ -123,7 +123,7 @@ def test_a_title_wider_than_the_pictures_is_not_cut():
     assert canvas.shape[1] > 200
 
 
-def test_sheets_of_the_same_pictures_are_of_one_size_whatever_their_column_labels_say():
+def test_sheet_size_does_not_depend_on_column_labels():
     shapes = {pictures.sheet(noise(1, 1, 32, 32, 3), [""], [f"{age} years"]).shape for age in (0, 8, 88, 100)}
     assert len(shapes) == 1
 
@@ -141,7 +141,7 @@ def test_a_wrong_number_of_labels_is_refused(labels):
         pictures.sheet(noise(2, 2, 32, 32, 3), *labels)
 
 
-def test_a_written_file_takes_the_place_of_the_earlier_one_and_nothing_else_is_left(tmp_path):
+def test_written_file_replaces_the_earlier_one(tmp_path):
     path = tmp_path / "a folder" / "deeper" / "bild ü.txt"
     for text in ("first", "second"):
         with write_whole(path) as temporary:
@@ -154,7 +154,7 @@ def test_a_written_file_takes_the_place_of_the_earlier_one_and_nothing_else_is_l
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_error_in_the_middle_leaves_the_earlier_file_whole_and_no_other(tmp_path, error):
+def test_error_in_writing_leaves_the_earlier_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("earlier")
     with pytest.raises(error), write_whole(path) as temporary:
@@ -226,7 +226,7 @@ def test_a_gif_fits_its_limit_and_is_left_alone_where_it_does(tmp_path):
     assert 32 < sizes[1] < 96
 
 
-def test_a_limit_that_no_gif_meets_is_an_error_and_leaves_the_earlier_file(tmp_path):
+def test_limit_that_no_gif_meets_is_an_error(tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"earlier")
     with pytest.raises(ValueError, match="do not fit"):
@@ -267,7 +267,7 @@ def test_a_loss_curve_is_drawn_of_a_record_of_any_length(tmp_path, count):
     assert curve.sum() > 50
 
 
-def test_the_filtered_curve_follows_the_loss_without_its_noise_and_without_delay():
+def test_filtered_curve_has_no_noise_and_no_delay():
     count = 2000
     trend = 0.15 + 0.3 / (1 + np.exp((np.arange(count) - count / 2) / 60))
     noisy = trend + np.random.default_rng(0).normal(0, 0.02, count)

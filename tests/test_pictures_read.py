@@ -142,7 +142,7 @@ def test_what_is_no_picture_is_named(tmp_path, path):
         load_image(file, SIZE, 3)
 
 
-def test_an_empty_file_a_folder_a_missing_file_and_a_pipe_are_told_apart(tmp_path):
+def test_reasons_for_a_bad_picture_are_told_apart(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
     names = {"empty.jpg": "empty file", "folder.jpg": "no such file", "missing.jpg": "no such file"}
@@ -165,7 +165,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (12_000, 10_000), (10_001, 10_000)])
-def test_pictures_past_the_limit_are_refused_before_they_are_decoded(tmp_path, size):
+def test_huge_pictures_are_refused_before_decoding(tmp_path, size):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
     began = time.monotonic()
     with pytest.raises(BadPicture, match="huge.png: more than 100,000,000 pixels"):
@@ -241,7 +241,7 @@ def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
     return made
 
 
-def test_mutated_pictures_are_each_read_or_named_by_the_listing_and_the_reading(tmp_path, monkeypatch):
+def test_mutated_pictures_are_read_or_named(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
     for i, (suffix, content) in enumerate(mutants(np.random.default_rng(3), MUTANTS)):
         (tmp_path / f"{i % 100}_0_0_{20170101 + i}{suffix}").write_bytes(content)

@@ -79,8 +79,9 @@ def test_aging_is_measured_as_the_names_say():
         "obeyed": np.array([[[1, 1, 1], [0, 1, 1]], [[np.nan] * 3] * 2]),  # nobody knows the second's gender
         "real_age_seen": np.array([12.0, 50.0]),
         "real_right": np.array([1.0, np.nan]),
+        "years": np.array([8, 44]),
     }
-    measured = aging_measures.aging(each, np.array([8, 44]), BINS)
+    measured = aging_measures.aging(each, BINS)
     assert measured["overall"] == {
         "youngest": 7,
         "oldest": 55,
@@ -115,10 +116,11 @@ def test_identity_is_held_against_other_people_of_the_same_gender_and_bin(monkey
     assert {i: distances.tolist() for i, distances in others.items()} == {0: [0.5], 1: [1.0]}
 
     each = {
+        "years": np.array([3, 30, 80]),
         "rebuilt": np.array([0.4, 0.9, 0.1]),
         "aged": np.array([[0.4, 0.55, 0.7], [0.5, 0.5, 1.5], [0.1, 0.1, 0.1]]),
     }
-    measured = aging_measures.identity(each, np.array([0, 1, 2]), others, BINS)
+    measured = aging_measures.identity(each, others, BINS)
     young, middle, old = measured["by_bin"].values()
     assert (young["rebuilt_same"], young["others_same"], young["distance"], young["pairs"]) == (1, 1, 0.5, 1)
     assert (young["aged_same"], young["aged_strict"]) == pytest.approx((2 / 3, 1 / 3), abs=1e-4)

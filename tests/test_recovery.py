@@ -91,7 +91,7 @@ def short(tmp_path_factory, faces):
     """A run of one epoch, with two checkpoints: after steps 4 and 5."""
     save_dir = tmp_path_factory.mktemp("short") / "save"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("FaceAging.CHECKPOINT_SECONDS", 0)
+        patch.setattr("support.run.CHECKPOINT_SECONDS", 0)
         train(faces, save_dir, 1)
     assert [Path(prefix).name for prefix in saved_checkpoints(save_dir / "checkpoint")] == ["model-5", "model-4"]
     return save_dir
@@ -131,7 +131,7 @@ def test_kills_lose_nothing(tmp_path):
     assert done.stdout.startswith("5 kills") and re.search(r"[1-9] runs ended equal", done.stdout)
 
 
-def test_sigterm_in_mid_epoch_saves_all_and_meanwhile_a_second_run_is_refused(workplace, capsys):
+def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
     straight, stopped = workplace / "straight", workplace / NAME
     assert main.main([*FLAGS, "--epoch=3", f"--savedir={straight}"]) == 0
     process = start("--epoch=3", f"--savedir={stopped}", cwd=workplace, before=HOLD)
@@ -168,7 +168,7 @@ def test_a_second_ctrl_c_ends_at_once_while_tensorflow_computes(workplace, short
     assert step_in(save_dir) == 5
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_checkpoint_before_stays_whole(workplace, short):
+def test_full_disk_leaves_the_checkpoint_before_whole(workplace, short):
     save_dir = shutil.copytree(short, workplace / "save")
     size = (save_dir / "checkpoint/model-5.data-00000-of-00001").stat().st_size
     _, err = start("--epoch=2", cwd=workplace, file_size=size // 2).communicate(timeout=PATIENCE)
@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_in_one_line_whatever_meets_it(workplace, file_size)
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_disk_too_full_for_the_next_checkpoint_is_said_before_training(copy, tmp_path, faces, monkeypatch, begun):
+def test_disk_too_full_is_said_before_training(copy, tmp_path, faces, monkeypatch, begun):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=12_345))
     with pytest.raises(InputError, match=r"12,345 bytes free and checkpoints need \d\d,\d{3},\d{3}"):
@@ -197,7 +197,7 @@ def test_a_disk_too_full_for_the_next_checkpoint_is_said_before_training(copy, t
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
-def test_a_damaged_checkpoint_is_named_not_kept_and_the_one_before_used(copy, capsys, harm, suffix):
+def test_damaged_checkpoint_is_named_and_the_one_before_used(copy, capsys, harm, suffix):
     harm(copy / f"checkpoint/model-5{suffix}")
     model = FaceAging(**TINY, save_dir=copy)
     assert model.load_checkpoint() and int(model.step) == 4
@@ -214,7 +214,7 @@ def test_after_a_damaged_checkpoint_training_ends_as_it_would_have(copy, faces, 
     assert (copy / "losses.csv").read_text() == (short / "losses.csv").read_text()
 
 
-def test_both_checkpoints_damaged_is_an_error_and_nothing_is_touched(copy, faces, capsys):
+def test_both_checkpoints_damaged_is_an_error(copy, faces, capsys):
     for step in (4, 5):
         flip(copy / f"checkpoint/model-{step}.index")
 
@@ -234,13 +234,13 @@ def test_both_checkpoints_damaged_is_an_error_and_nothing_is_touched(copy, faces
 @pytest.mark.parametrize(
     "content", [None, "", 'model_checkpoint_path: "model-5"\nall_model_checkpoint_paths: "model-4"\nall_mod']
 )
-def test_without_the_file_that_names_the_checkpoints_they_are_found(copy, content):
+def test_checkpoints_are_found_without_the_state_file(copy, content):
     state = copy / "checkpoint/checkpoint"
     state.unlink() if content is None else state.write_text(content)
     assert step_in(copy) == 5
 
 
-def test_a_checkpoint_of_other_networks_is_refused_not_called_damaged(copy, tmp_path, capsys):
+def test_checkpoint_of_other_networks_is_refused(copy, tmp_path, capsys):
     FaceAging(**{**TINY, "precision": "mixed_float16"}, save_dir=tmp_path / "other").save_checkpoint()
     shutil.rmtree(copy / "checkpoint")
     shutil.copytree(tmp_path / "other/checkpoint", copy / "checkpoint")
@@ -299,7 +299,7 @@ def test_a_run_in_a_folder_that_was_moved_goes_on(short, tmp_path, faces):
     assert kept(moved) == {"model-5", "model-10"} and step_in(moved) == 10
 
 
-def test_a_path_from_which_tensorflow_reads_no_checkpoint_is_refused_before_training(tmp_path, faces):
+def test_path_with_brackets_is_refused(tmp_path, faces):
     with pytest.raises(InputError, match=r"path with \* \? or \["):
         train(faces, tmp_path / "run[1]", 1)
     assert list(tmp_path.iterdir()) == []
@@ -331,7 +331,7 @@ def test_a_folder_without_the_right_to_write_is_named(faces, there):
     assert caught.value.filename in (str(save_dir), str(save_dir / "lock"))
 
 
-def test_a_data_folder_that_vanishes_in_mid_run_is_named_and_all_is_saved(workplace, drawn_folder):
+def test_vanished_data_folder_is_named_and_all_saved(workplace, drawn_folder):
     folder = shutil.copytree(drawn_folder, workplace / "data/mine")
     process = start("--dataset=mine", "--epoch=3", cwd=workplace, before=HOLD)
     wait_for((workplace / "held").exists, process)

@@ -1,5 +1,6 @@
 """Training: what a run writes, and how it goes on."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import math
 import shutil
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,11 +18,12 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from FaceAging import FaceAging, epoch_name
+from FaceAging import FaceAging
 from ops import load_image
-from support.batches import split
+from support.batches import epoch_name, read_faces, split
 from support.dataset import list_faces
 from support.errors import InputError
+from support.files import locked
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [
@@ -33,6 +36,7 @@ LOSSES = [
     "D_img_loss_G",
     "tv_loss",
 ]
+DAMAGED = (7, 8, 11)  # faces of the packed set
 STEPS = 5  # of an epoch: 60 faces, 6 of them held out, batches of 10
 
 
@@ -83,7 +87,7 @@ def test_losses_csv_has_a_row_a_batch(run):
     assert all(math.isfinite(float(row[name])) for row in rows for name in LOSSES)
 
 
-def test_tensorboard_reads_every_loss_of_every_batch_and_the_pictures(run):
+def test_tensorboard_reads_losses_and_pictures(run):
     events = read_events(run.save_dir)
     tags = events.Tags()
     assert set(tags["tensors"]) == {*LOSSES, "learning_rate", "held_out_EG_loss", "samples", "test"}
@@ -112,7 +116,7 @@ def test_sheets_of_training_are_laid_out_as_said(run, faces):
     )
     assert inputs.shape == samples.shape == (side, 6 * side, 3)  # one row: six held-out faces
     assert ladder.shape == (10 * side, 6 * side, 3)  # a column is a face, a row an age
-    images, ages, genders = run._load_faces(held_out)
+    images, _, _ = read_faces(held_out, run.bins, partial(load_image, size_image=side, channels=3))
     assert np.array_equal(inputs, np.concatenate(images, axis=1))
     z = run.encode(images)
     centres = run.bins.centres
@@ -150,7 +154,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(run, tmp_path, faces):
         assert steps[0] == steps[1]
 
 
-def test_a_resumed_run_cuts_off_what_was_written_past_the_checkpoint(run, tmp_path, faces):
+def test_resumed_run_cuts_off_what_is_past_the_checkpoint(run, tmp_path, faces):
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=1)
     with (tmp_path / "losses.csv").open("a") as file:
@@ -160,7 +164,8 @@ def test_a_resumed_run_cuts_off_what_was_written_past_the_checkpoint(run, tmp_pa
 
 
 def test_pretraining_comes_before_the_epochs_and_carries_over(tmp_path, faces, monkeypatch):
-    monkeypatch.setattr("FaceAging.PRETRAINING_EPOCHS", 2)
+    for module in ("FaceAging", "support.batches"):
+        monkeypatch.setattr(f"{module}.PRETRAINING_EPOCHS", 2)
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=1, use_trained_model=False)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["01.png", "p01.png", "p02.png"]
@@ -187,7 +192,7 @@ def test_pretraining_over_a_trained_model_is_refused(run, faces):
         FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=3, use_trained_model=False)
 
 
-def test_a_set_smaller_than_a_batch_is_refused_with_the_number_to_pass(tmp_path, faces):
+def test_set_smaller_than_a_batch_is_refused(tmp_path, faces):
     with pytest.raises(InputError, match="--batch_size 54 or less"):
         FaceAging(**{**TINY, "size_batch": 55}, save_dir=tmp_path).train(faces)
     assert list(tmp_path.iterdir()) == []
@@ -203,7 +208,7 @@ def test_with_a_cache_no_picture_is_read_twice(tmp_path, faces, monkeypatch, cac
     assert max(reads) == 1 if cache else sum(reads) == 60
 
 
-def test_going_on_with_another_architecture_is_refused_with_both_numbers(run, faces):
+def test_another_architecture_is_refused(run, faces):
     other = FaceAging(**{**TINY, "num_gen_channels": 64}, save_dir=run.save_dir)
     with pytest.raises(InputError, match="num_gen_channels 32, not 64"):
         other.train(faces, num_epochs=3)
@@ -217,7 +222,7 @@ def test_a_finished_run_is_left_as_it_is(run, faces, capsys):
     assert before == after
 
 
-def test_what_a_run_killed_before_its_first_checkpoint_left_is_not_kept(run, tmp_path, faces):
+def test_leftovers_before_the_first_checkpoint_go(run, tmp_path, faces):
     (tmp_path / "losses.csv").write_text("step,epoch\n1,0.2\n2,0.")
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
@@ -229,8 +234,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, faces):
 
 
 def test_training_where_another_run_trains_is_refused(tmp_path, faces):
-    from ops import locked
-
     with locked(tmp_path), pytest.raises(InputError, match=r"process \d+ on"):
         FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
 
@@ -266,34 +269,56 @@ def test_main_refuses_a_flag_that_the_run_was_not_made_with(workplace, capsys):
     assert error.count("\n") == 1 and "--num_gen_channels is 64" in error and "made with 32" in error
 
 
-def test_main_trains_on_a_packed_set_with_a_table_other_bins_and_a_damaged_picture(
-    tmp_path, faces, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
+@pytest.fixture(scope="module")
+def packed_set(tmp_path_factory, faces):
+    """A folder with data/mine.tar.gz: 40 faces in a table, the ninth without a gender, three of them damaged."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "data").mkdir()
     table = ["file,age,gender"]
-    damaged = (7, 8, 11)
-    with tarfile.open(tmp_path / "data/mine.tar.gz", "w:gz") as archive:
+    with tarfile.open(folder / "data/mine.tar.gz", "w:gz") as archive:
         for number, face in enumerate(faces[:40]):
             content = Path(face.path).read_bytes()
-            add(archive, f"mine/{number:02d}.jpg", content[:-500] if number in damaged else content)
+            add(archive, f"mine/{number:02d}.jpg", content[:-500] if number in DAMAGED else content)
             table.append(f"{number:02d}.jpg,{face.age},{'' if number == 9 else 'mf'[face.gender]}")
         add(archive, "mine/labels.csv", "\n".join(table).encode())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed_run(packed_set):
+    """(folder, what was printed) of a training on it in three age bins."""
     flags = ["--dataset=mine", "--age_bounds=20,50", "--balance=True", "--cache=True", "--epoch=2", *TINY_FLAGS]
-    assert main.main(flags) == 2  # a gender is missing
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(packed_set)
+        assert main.main([*flags, "--unknown_gender=True"]) == 0
+    return packed_set, printed.getvalue()
+
+
+def test_missing_gender_is_refused_with_the_flag_that_takes_it(packed_set, monkeypatch, capsys):
+    monkeypatch.chdir(packed_set)
+    assert main.main(["--dataset=mine", "--savedir=refused", *TINY_FLAGS]) == 2
     assert "--unknown_gender True" in capsys.readouterr().err
-    assert main.main([*flags, "--unknown_gender=True"]) == 0
-    printed = capsys.readouterr().out
-    assert "labels.csv: 40 faces" in printed and "21-50" in printed
-    named = [printed.count(f"{number:02d}.jpg") for number in damaged]
-    assert max(named) == 1  # once, whenever they were drawn
-    assert json.loads((tmp_path / "save/config.json").read_text())["model"]["age_bounds"] == [20, 50]
-    assert iio.imread(tmp_path / "save/test/02.png").shape[0] == 3 * 32  # a row a bin
+
+
+def test_faces_of_a_packed_set_are_listed_from_its_table(packed_run):
+    assert "labels.csv: 40 faces" in packed_run[1] and "21-50" in packed_run[1]
+
+
+def test_damaged_faces_are_named_once(packed_run):
+    assert max(packed_run[1].count(f"{number:02d}.jpg") for number in DAMAGED) == 1
+
+
+def test_other_age_bins_are_kept_and_shown(packed_run, faces, monkeypatch):
+    folder, _ = packed_run
+    assert json.loads((folder / "save/config.json").read_text())["model"]["age_bounds"] == [20, 50]
+    assert iio.imread(folder / "save/test/02.png").shape[0] == 3 * 32  # a row a bin
+    monkeypatch.chdir(folder)
     assert main.main(["--is_train=False", f"--testdir={faces[0].path}"]) == 0
-    assert iio.imread(tmp_path / "save/test/test_as_male.png").shape[0] < 5 * 40  # the face itself and three ages
+    assert iio.imread(folder / "save/test/test_as_male.png").shape[0] < 5 * 40  # the face itself and three ages
 
 
-def test_a_run_whose_pictures_vanish_stops_and_keeps_what_was_trained(tmp_path, drawn_folder, run):
+def test_run_whose_pictures_vanish_keeps_what_was_trained(tmp_path, drawn_folder, run):
     folder = tmp_path / "faces"
     shutil.copytree(drawn_folder, folder)
     model = FaceAging(**TINY, save_dir=tmp_path / "save")

@@ -7,6 +7,7 @@ minutes on two cores.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -85,11 +86,11 @@ def measure_step(precision: str) -> dict:
     began = time.perf_counter()
     import tensorflow as tf
 
-    from FaceAging import FaceAging
+    from FaceAging import WEIGHTED_LOSSES, FaceAging
 
     model = FaceAging(size_batch=BATCH, precision=precision)
     batch = random_batch(model)
-    weights = tf.constant([1e-4, 1e-4, 1e-4])
+    weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
 
     def step():
         return model.train_step(*batch, weights)[0]
@@ -115,7 +116,7 @@ def measure_loop(precision: str) -> dict:
     """Steps within an epoch of the real training loop, beside the bare step just before and after it."""
     import tensorflow as tf
 
-    from FaceAging import FaceAging
+    from FaceAging import WEIGHTED_LOSSES, FaceAging
 
     class Enough(Exception):
         pass
@@ -124,7 +125,7 @@ def measure_loop(precision: str) -> dict:
         faces = drawn_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 500 + 1)
         model = FaceAging(size_batch=BATCH, precision=precision, save_dir=Path(folder) / "save")
         batch = random_batch(model)
-        weights = tf.constant([1e-4, 1e-4, 1e-4])
+        weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
         bare_step, starts = model.train_step, []
 
         def timed_step(*arguments):
@@ -155,16 +156,14 @@ def measure_loop(precision: str) -> dict:
 def measure_pipeline() -> dict:
     """Reading, decoding and resizing alone."""
     import ops
-    from support.batches import epoch_batches
+    from support.batches import Batches
     from support.labels import AgeBins
 
     with tempfile.TemporaryDirectory() as folder:
         faces = drawn_faces(folder, 1000)
-        arguments = {"batch_size": BATCH, "num_z_channels": 50, "seed": 0, "first_batch": 0, "first_step": 0}
         began = time.perf_counter()
-        batches = epoch_batches(
-            faces, AgeBins(), epoch=1, bad={}, load_image=lambda path: ops.load_image(path, 128, 3), **arguments
-        )
+        load_image = functools.partial(ops.load_image, size_image=128, channels=3)
+        batches = Batches(faces, AgeBins(), load_image, size_batch=BATCH, num_z_channels=50, seed=0).of(1)
         images = sum(len(batch[0]) for batch in batches)
         seconds = time.perf_counter() - began
     return {"images/s": images / seconds, "peak memory, GB": peak_gb()}

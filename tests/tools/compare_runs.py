@@ -18,6 +18,7 @@ real_gender_right; a run of another seed holds out faces that this network was t
 
 import argparse
 import csv
+import functools
 import os
 import sys
 from pathlib import Path
@@ -25,13 +26,15 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import split
+from support.batches import read_images, split
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import read_config, write_json
+from support.flags import true_or_false
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
+    import ops
     from FaceAging import FaceAging
 
 LAST_STEPS = 300
@@ -93,7 +96,8 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     others, held_out = split(faces, model.seed)
     measured = model.evaluate(held_out, identity, others)
 
-    images, read = model._read_faces(held_out)
+    load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
+    images, read = read_images(held_out, load_image)
     rebuilt = model.generate(model.encode(images), [face.age for face in read], [face.gender for face in read])
     return {
         "run": folder.name,
@@ -124,7 +128,7 @@ def compare_runs(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds the data sets")
     parser.add_argument(
         "--identity",
-        type=main.true_or_false,
+        type=true_or_false,
         default=True,
         metavar="BOOL",
         help="compare people by dlib, slow",

@@ -25,8 +25,10 @@ from tqdm import tqdm
 
 import FaceAging
 import main
+from support import run
 from support.checkpoints import saved_checkpoints
 from support.draw_faces import draw_dataset
+from support.flags import PRECISIONS
 from tests.conftest import TINY_FLAGS
 
 EPOCHS = 8  # of 5 steps
@@ -85,7 +87,7 @@ class Life:
 
 def train(save_dir: Path, precision: str) -> int:
     """The run itself, in the child; a line tells of every checkpoint that save_checkpoint says is written."""
-    FaceAging.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+    run.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
     save = FaceAging.FaceAging.save_checkpoint
 
     def save_and_tell(model):
@@ -186,7 +188,7 @@ def sweep(folder: Path, kills: int, precision: str, seed: int) -> Counter:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--precision", choices=main.PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="an empty folder to work in, and to keep")
     arguments = parser.parse_args()

@@ -1,0 +1,180 @@
+"""The two losses beyond the paper: labels hidden from z, and reconstructions matched in D_img's feature maps."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import main
+from FaceAging import C_Z_RATE, FaceAging
+from ops import feature_loss, label_losses
+from support.batches import Batches
+from support.flags import LOSS_WEIGHTS, parse_flags
+from support.labels import AgeBins, gender_labels
+from tests.conftest import TINY, TINY_FLAGS
+from tests.test_training import LOSSES, read_events, read_rows, same, weights_of
+
+PAPER = (1e-4, 1e-4, 1e-4)
+AGING = (3e-4, 1e-4, 1e-4, 5e-3, 0.1)
+ADDED = ["E_label_loss", "C_z_loss", "G_feature_loss"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, faces):
+    """A run of two epochs with both losses and mirrored faces."""
+    model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
+    assert model.train(faces, num_epochs=2, loss_weights=AGING, flip=True) is None
+    return model
+
+
+@pytest.fixture
+def model():
+    model = FaceAging(**TINY)
+    model.add_label_classifier()
+    return model
+
+
+def test_both_losses_are_logged_by_name(run):
+    assert list(read_rows(run.save_dir)[0]) == ["step", "epoch", *LOSSES, *ADDED, "learning_rate"]
+    assert set(ADDED) <= set(read_events(run.save_dir).Tags()["tensors"])
+
+
+def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces):
+    for epochs in (1, 2):
+        resumed = FaceAging(**TINY, save_dir=tmp_path)
+        resumed.train(faces, num_epochs=epochs, loss_weights=AGING, flip=True)
+    assert same(weights_of(run), weights_of(resumed))
+    assert same([w.numpy() for w in run.C_z.weights], [w.numpy() for w in resumed.C_z.weights])
+    assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
+
+
+def test_numbers_do_not_hang_on_how_many_models_were_built(run, tmp_path, faces):
+    for _ in range(3):
+        FaceAging(**TINY)
+    again = FaceAging(**TINY, save_dir=tmp_path)
+    again.train(faces, num_epochs=2, loss_weights=AGING, flip=True)
+    assert same(weights_of(run), weights_of(again))
+
+
+def test_weights_of_zero_change_no_number(tmp_path, faces):
+    models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
+    for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
+        model.train(faces, num_epochs=1, loss_weights=weights)
+    assert models[1].C_z is None
+    assert same(weights_of(models[0]), weights_of(models[1]))
+    records = [(tmp_path / name / "losses.csv").read_text() for name in ("three", "five")]
+    assert records[0] == records[1]
+    names = [[name for name, _ in tf.train.list_variables(str(tmp_path / n / "checkpoint"))] for n in ("three", "five")]
+    assert names[0] == names[1]
+
+
+def test_one_of_the_two_losses_is_computed_without_the_other(tmp_path, faces):
+    columns = {}
+    for name, weights in (("label", (*PAPER, 1e-2, 0)), ("feature", (*PAPER, 0, 0.1))):
+        FaceAging(**TINY, save_dir=tmp_path / name).train(faces[:20], num_epochs=1, loss_weights=weights)
+        columns[name] = set(read_rows(tmp_path / name)[0])
+    assert columns["label"] - columns["feature"] == {"E_label_loss", "C_z_loss"}
+    assert columns["feature"] - columns["label"] == {"G_feature_loss"}
+
+
+def test_label_losses_are_two_cross_entropies(model):
+    z = np.random.default_rng(0).uniform(-1, 1, (4, 50)).astype(np.float32)
+    ages, genders = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, -1])
+    losses = label_losses(model.C_z(z), ages, genders)
+    log_softmax = [one - np.log(np.exp(one).sum(axis=1, keepdims=True)) for one in (x.numpy() for x in model.C_z(z))]
+    said = sum(
+        -((labels + 1) / 2 * one).sum(axis=1).mean() for labels, one in zip((ages, genders), log_softmax, strict=True)
+    )
+    assert float(losses["C_z_loss"]) == pytest.approx(said, rel=1e-5)
+    assert float(losses["E_label_loss"]) == pytest.approx(-sum(one.mean() for one in log_softmax), rel=1e-5)
+
+
+def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
+    """With a weight that drowns the reconstruction, the classifier knows less of the labels than without."""
+    left_over = []
+    for name, weight in (("open", 1e-9), ("hidden", 10.0)):
+        FaceAging(**TINY, save_dir=tmp_path / name).train(
+            faces, num_epochs=12, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
+        )
+        left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
+    assert left_over[1] > left_over[0] + 0.05
+
+
+def test_the_classifier_learns_five_times_as_fast(run):
+    rates = {name: float(optimizer.learning_rate) for name, optimizer in run.optimizers.items()}
+    assert rates["C_z"] == pytest.approx(C_Z_RATE * rates["EG"]) == pytest.approx(1e-3)
+
+
+def test_feature_loss_sums_mean_differences():
+    real, generated = (
+        [tf.zeros([2, 4, 4, 3]), tf.ones([2, 2, 2, 5])],
+        [tf.ones([2, 4, 4, 3]), 3 * tf.ones([2, 2, 2, 5])],
+    )
+    assert float(feature_loss(real, generated)) == 1 + 2
+
+
+def test_the_features_are_those_that_the_discriminator_decides_by(model):
+    """What stands behind the last rectified map makes the logits of it."""
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    labels = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, 0])
+    logits, *maps = model.D_img_features([images, *labels], training=False)
+    assert [tuple(one.shape[1:]) for one in maps] == [(16, 16, 16), (8, 8, 32), (4, 4, 64), (2, 2, 128)]
+    assert all(float(tf.reduce_min(one)) == 0 for one in maps)
+    np.testing.assert_array_equal(logits, model.D_img([images, *labels], training=False))
+
+
+def batches_of(faces, flip, first=0):
+    def load_image(path):
+        return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+    batches = Batches(faces, AgeBins(), load_image, size_batch=10, num_z_channels=5, seed=1, flip=flip)
+    return [images for images, *_ in batches.of(1, first, step=first)]
+
+
+def test_flip_mirrors_half_of_every_batch_by_the_seed(faces):
+    plain, mirrored, again = batches_of(faces, False), batches_of(faces, True), batches_of(faces, True)
+    drawn = []
+    for one, other in zip(plain, mirrored, strict=True):
+        flipped = (other == one[:, :, ::-1]).all(axis=(1, 2, 3))
+        assert flipped.sum() == 5 and ((other == one).all(axis=(1, 2, 3)) != flipped).all()
+        drawn.append(tuple(flipped))
+    assert len(set(drawn)) > 1
+    assert same(mirrored, again)
+    assert same(mirrored[3:], batches_of(faces, True, first=3))
+
+
+def test_main_trains_by_the_preset_and_remembers_it(workplace, capsys):
+    flags = ["--dataset=drawn", "--loss_weights=aging", "--flip=True", "--num_z_channels=20", *TINY_FLAGS]
+    assert main.main([*flags, "--epoch=1"]) == 0
+    assert "label" in capsys.readouterr().out
+    config = json.loads((workplace / "save/config.json").read_text())
+    assert config["model"]["num_z_channels"] == 20
+    assert config["training"]["flip"] and config["training"]["loss_weights"] == list(LOSS_WEIGHTS["aging"])
+    assert main.main(["--epoch=2"]) == 0
+    assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # C_z is not needed to age
+    for flag in ("--loss_weights=2017", "--loss_weights=0.1,0.1,0.1,0.1,0.1", "--flip=False", "--num_z_channels=50"):
+        capsys.readouterr()
+        assert main.main([flag, "--epoch=3"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_from_before_the_flags_goes_on_without_mirroring(workplace, capsys):
+    assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
+    path = workplace / "save/config.json"
+    config = json.loads(path.read_text())
+    del config["training"]["flip"]
+    path.write_text(json.dumps(config))
+    assert main.main(["--flip=True", "--epoch=2"]) == 2
+    assert "--flip is True" in capsys.readouterr().err
+    assert main.main(["--epoch=2"]) == 0
+    with (workplace / "save/losses.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 10
+
+
+@pytest.mark.parametrize("text", ["1,2,3,4", "1,2,3,4,-5", "1,2,3,4,inf", "aged"])
+def test_loss_weights_are_three_or_five_numbers_or_a_preset(text, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags([f"--loss_weights={text}"])
+    assert "five" in capsys.readouterr().err
