@@ -14,6 +14,7 @@ from support.dataset import Face, Listing, describe, find_dataset, find_pictures
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
+from support.held_out import held_out_of
 from support.labels import AgeBins
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
@@ -108,7 +109,10 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
 
 
 def load(flags: argparse.Namespace, given: set[str]):
-    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case."""
+    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case.
+
+    Returns it and the folder that it comes from.
+    """
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
@@ -123,7 +127,7 @@ def load(flags: argparse.Namespace, given: set[str]):
     recall(flags, given, read_config(folder))
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
-    return model
+    return model, folder
 
 
 def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
@@ -132,10 +136,12 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
         if not folder.is_dir():
             raise InputError(f"--evaluate: {printable(flags.evaluate)} is no folder")
         faces = list_faces(folder, flags.unknown_gender).faces
-    model = load(flags, given - {"unknown_gender"})  # what a run remembers of it holds for the faces of its training
+    model, source = load(
+        flags, given - {"unknown_gender"}
+    )  # what a run remembers of it holds for the faces of its training
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
-        _, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
+        faces = held_out_of(read_config(source), list_faces(folder, flags.unknown_gender).faces, flags.seed)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **model.evaluate(faces)}
     path = flags.savedir / "evaluation.json"
     write_json(path, measured)
@@ -151,7 +157,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     if flags.random:
         return draw_random(flags, given)
     paths = flags.blend or find_pictures(flags.testdir or [str(DEMO_FACES)])
-    model = load(flags, given)
+    model, _ = load(flags, given)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
@@ -174,7 +180,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
 
 def draw_random(flags: argparse.Namespace, given: set[str]) -> int:
     seed = flags.seed  # here it says who is drawn, not how the run began
-    model = load(flags, given - {"seed"})
+    model, _ = load(flags, given - {"seed"})
     if not model.z_distribution:
         fit_z(model, flags)
     model.draw_random(flags.random, GENDERS[flags.gender], seed)

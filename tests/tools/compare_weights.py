@@ -35,6 +35,7 @@ from support.batches import epoch_order, read_faces, split
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import read_config, write_whole
+from support.held_out import held_out_of
 from support.images import BadPicture
 from support.labels import AgeBins
 
@@ -161,7 +162,7 @@ def compare(folder: Path, regressor: keras.Model, data_folder: Path) -> dict:
     model = FaceAging.load(folder)
     training = config["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    _, held_out = split(faces, model.seed)
+    held_out = held_out_of(config, faces, model.seed)
     measured = model.evaluate(held_out)
 
     load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
