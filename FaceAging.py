@@ -28,7 +28,6 @@ from support.batches import (
     read_faces,
     read_images,
     read_parts,
-    split,
 )
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
@@ -36,6 +35,7 @@ from support.errors import InputError, printable
 from support.evaluation import Measuring
 from support.fast_ops import Adam
 from support.files import SHIPPED_MODEL, read_config, write_config
+from support.held_out import split_off
 from support.images import fit_image, save_image, to_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid
@@ -296,10 +296,10 @@ class FaceAging:
         signal's number is returned. Raises InputError where training cannot begin or go on, FloatingPointError for a
         loss that is not finite. Without a GPU, TensorFlow's operations are deterministic from here on.
         """
-        training, held_out = split(faces, self.seed)
+        training, held_out, record = split_off(faces, self.seed, self.save_dir, self.devices.say)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        check_beginning(self.save_dir, use_trained_model, len(faces), self.config)
+        check_beginning(self.save_dir, use_trained_model, len(faces), record, self.config)
         named = zip(WEIGHTED_LOSSES, loss_weights, strict=False)
         weights = {name: weight for name, weight in named if weight or name in WEIGHTED_LOSSES[:3]}
         if "E_label_loss" in weights:
@@ -309,7 +309,8 @@ class FaceAging:
             self._begin(num_epochs, use_trained_model, use_init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             shown = read_faces(held_out, self.bins, self._load_image, self.devices.say)
-            run.open(self.config, {**(notes or {}), "faces": len(faces)}, int(self.step))  # hears Ctrl-C from here on
+            notes = {**(notes or {}), "faces": len(faces), "held_out": record}
+            run.open(self.config, notes, int(self.step))  # hears Ctrl-C from here on
             run.draw("test/input.png", save_image, grid(shown[0][:IN_A_ROW]))
             self._train_epochs(run, batches, shown, *schedule)
         if self.devices.is_chief and not run.stopped_by:

@@ -1,12 +1,8 @@
 """Train the face-aging network, or show faces at every age: `python main.py --help` says how."""
 
 import argparse
-import contextlib
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from support.batches import split
@@ -14,34 +10,13 @@ from support.dataset import Face, Listing, describe, doubt_alignment, find_datas
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
+from support.held_out import parts_of
 from support.labels import AgeBins
-from support.terminal import PROJECT, from_here, make_streams_safe, python
+from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
 # What imports TensorFlow, which takes seconds, is imported where flags and folders have been checked.
-
-
-def quiet() -> None:
-    """Have TensorFlow and Pillow not print what reaches us as exceptions too; TF_CPP_MIN_LOG_LEVEL=0 shows all."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", module="PIL")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Within it, drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level
-    counts. From then on its Python speaks of errors only."""
-    quiet()
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
@@ -124,7 +99,10 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
 
 
 def load(flags: argparse.Namespace, given: set[str]):
-    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case."""
+    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case.
+
+    Returns it and the folder that it comes from.
+    """
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
@@ -139,7 +117,7 @@ def load(flags: argparse.Namespace, given: set[str]):
     recall(flags, given, read_config(folder), folder)
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
-    return model
+    return model, folder
 
 
 def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
@@ -148,10 +126,11 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
         if not folder.is_dir():
             raise InputError(f"--evaluate: {printable(flags.evaluate)} is no folder")
         faces = list_faces(folder, flags.unknown_gender).faces
-    model = load(flags, given - {"unknown_gender"})  # what a run remembers of it holds for the faces of its training
+    # what a run remembers of unknown genders holds for the faces of its training
+    model, source = load(flags, given - {"unknown_gender"})
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
-        others, faces = split(list_faces(folder, flags.unknown_gender).faces, flags.seed)
+        others, faces = parts_of(read_config(source), list_faces(folder, flags.unknown_gender).faces, flags.seed)
     measured = model.evaluate(faces, others=faces if flags.evaluate else others)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
     path = flags.savedir / "evaluation.json"
@@ -168,7 +147,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     if flags.random:
         return draw_random(flags, given)
     paths = flags.blend or find_pictures(flags.testdir or [str(from_here(DEMO_FACES))])
-    model = load(flags, given)
+    model, _ = load(flags, given)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
@@ -191,7 +170,7 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
 
 def draw_random(flags: argparse.Namespace, given: set[str]) -> int:
     seed = flags.seed  # here it says who is drawn, not how the run began
-    model = load(flags, given - {"seed"})
+    model, _ = load(flags, given - {"seed"})
     if not model.z_distribution:
         fit_z(model, flags)
     model.draw_random(flags.random, GENDERS[flags.gender], seed)

@@ -29,6 +29,7 @@ from support.dataset import Face, find_dataset, list_faces, parse_name, picture_
 from support.errors import InputError
 from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
 from support.flags import to_path
+from support.held_out import held_out_of
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.terminal import make_streams_safe
@@ -62,10 +63,9 @@ def read_losses(run: Path) -> list[dict[str, str]]:
 def faces_of(run: Path) -> tuple[list[Face], list[Face]]:
     """Returns (training, held out), the faces that a run was trained on and the others of its data set."""
     config = read_config(run)
-    training = config["training"]
-    return split(
-        list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces, config["model"]["seed"]
-    )
+    training, seed = config["training"], config["model"]["seed"]
+    faces = list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces
+    return split(faces, seed)[0], held_out_of(config, faces, seed)
 
 
 def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[Face] = ()) -> None:

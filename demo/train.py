@@ -14,10 +14,11 @@ import sys
 import numpy as np
 
 import main
-from support.batches import epoch_name, split
+from support.batches import epoch_name
 from support.errors import InputError
 from support.files import read_config
 from support.flags import parse_flags
+from support.held_out import split_off
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.pictures import grid
@@ -65,7 +66,7 @@ def train(argv: list[str]) -> int:
             flags, given = parse_flags([*HALF, *argv])
         listing = main.find_faces(flags, given)
         model, faces = main.build(flags, listing), listing.faces
-        training, held_out = split(faces, model.seed)
+        training, held_out, _ = split_off(faces, model.seed, model.save_dir, model.devices.say)
         model.load_checkpoint()
         while True:
             if model.batch == 0 and model.epoch > 1:

@@ -1,4 +1,4 @@
-"""Which faces are held out, the order of an epoch, its batches read ahead; open it where training reads its faces."""
+"""How faces are split, the order of an epoch, its batches read ahead; open it where training reads its faces."""
 
 import contextlib
 import functools

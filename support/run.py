@@ -20,6 +20,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
+from support.dataset import first_names
 from support.devices import Devices, exhaustion_named, lost_workers_named
 from support.errors import InputError, reason
 from support.files import locked, read_config, remove_partial, write_config, write_whole
@@ -31,8 +32,13 @@ HISTOGRAM_STEPS = 50  # steps from one histogram of z and the logits to the next
 CHECKPOINT_SECONDS = 600  # seconds from one checkpoint within an epoch to the next
 
 
-def check_beginning(save_dir: Path, use_trained_model: bool, num_faces: int, config: dict) -> None:
-    """Raise InputError where training would spoil what save_dir holds; nothing has been written yet."""
+def check_beginning(
+    save_dir: Path, use_trained_model: bool, num_faces: int, held_out: dict[str, str], config: dict
+) -> None:
+    """Raise InputError where training would spoil what save_dir holds; nothing has been written yet.
+
+    held_out: the record of the held-out faces, as in support.held_out.
+    """
     before = read_config(save_dir)
     found = saved_checkpoints(save_dir / FOLDER)
     if found and not use_trained_model:
@@ -51,6 +57,14 @@ def check_beginning(save_dir: Path, use_trained_model: bool, num_faces: int, con
         raise InputError(
             f"the data set has {num_faces:,} faces, but the run in {save_dir} was made with {faces_before:,}: "
             "go on with the same faces, or give another --savedir"
+        )
+    held_out_before = before.get("training", {}).get("held_out", held_out)
+    if held_out_before.keys() != held_out.keys():
+        others = [held_out_before[digest] for digest in held_out_before if digest not in held_out]
+        raise InputError(
+            f"the data set is not the one that the run in {save_dir} was made with: {len(others):,} of its held-out "
+            f"faces{first_names(others)}, would be trained on, or have changed: go on with the same faces, or give "
+            "another --savedir"
         )
     check_architecture(save_dir, config)
 

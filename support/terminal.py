@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -61,6 +62,28 @@ def make_streams_safe() -> None:
             os.dup2(nowhere, number)
             setattr(sys, name, os.fdopen(number, "w"))
         setattr(sys, name, SafeStream(getattr(sys, name), name))
+
+
+def quiet() -> None:
+    """Have TensorFlow and Pillow not print what reaches us as exceptions too; TF_CPP_MIN_LOG_LEVEL=0 shows all."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Within it, drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level
+    counts. From then on its Python speaks of errors only."""
+    quiet()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def progress(items: Iterable, title: str, total: int | None = None, say: Callable[[str], None] = print, **bar):
