@@ -1,5 +1,7 @@
 """What the user sees of a program at work: streams, progress, commands; open it where something is printed wrongly."""
 
+import contextlib
+import logging
 import os
 import re
 import shlex
