@@ -45,7 +45,7 @@ from support.sizes import count_layers
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
 D_IMG_FC_LENGTH = 1024
-C_Z_RATE = 5  # its learning rate over that of the other networks: 1e-3 at the defaults
+C_Z_RATE = 5  # the label classifier C_z learns at five times the rate of the other networks: 1e-3 at the defaults
 # TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
 # Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
 OPTIMIZER_NAMES = {"EG": "adam", "D_z": "adam_1", "D_img": "adam_2", "C_z": "adam_3"}
@@ -209,9 +209,9 @@ class FaceAging:
     # One step (paper: equations 3 to 6; the losses stand in ops.py).
 
     def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """One pass through the networks: z [N, 50], G [N, S, S, C] and, of real and of generated, the logits [N, 1].
+        """One pass through the networks: z [N, 50], the generated images G [N, S, S, C], and logits [N, 1].
 
-        Images come as real (x) and generated (G), z from the prior and from E; of images also D_img's feature maps.
+        D_z judges z from E and z from the prior; D_img judges real and generated images, and its feature maps come too.
         """
         images, ages, genders, z_prior = (tf.convert_to_tensor(x) for x in (images, ages, genders, z_prior))
         z = self.E(images, training=training)
@@ -241,9 +241,9 @@ class FaceAging:
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
         """Update every network once on a batch; returns the losses and what the histograms show.
 
-        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 scalars by name, those
-        of WEIGHTED_LOSSES beside the reconstruction's 1. E_label_loss and G_feature_loss are computed only if they have
-        one. Of several workers each passes its part of the batch; the losses are those of the whole.
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`. loss_weights has a float32 scalar for the name
+        of each loss that counts, beside the reconstruction's 1: E_label_loss and G_feature_loss are computed only if
+        they are in it. Of several workers each passes its part of the batch; the losses are those of the whole.
         """
         return self.devices.run(self._update, (images, ages, genders, z_prior), loss_weights)
 
@@ -265,8 +265,8 @@ class FaceAging:
         gradients = {name: tape.gradient(objective, self.variables[name]) for name, objective in minimised.items()}
         for name, gradient in gradients.items():
             self.optimizers[name].apply(gradient, self.variables[name])
-        shown = {name: value for name, value in out.items() if name == "z" or name.endswith("logits")}
-        return losses, shown | {"z_prior": z_prior}
+        histograms = {name: value for name, value in out.items() if name == "z" or name.endswith("logits")}
+        return losses, histograms | {"z_prior": z_prior}
 
     # Training.
 
@@ -308,11 +308,11 @@ class FaceAging:
         with Run(self.save_dir, self.devices, ops.loss_line) as run:  # locks the folder, removes what a killed run left
             self._begin(num_epochs, use_trained_model, use_init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
-            shown = read_faces(held_out, self.bins, self._load_image, self.devices.say)
+            held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.say)
             notes = {**(notes or {}), "faces": len(faces), "held_out": record}
             run.open(self.config, notes, int(self.step))  # hears Ctrl-C from here on
-            run.draw("test/input.png", save_image, grid(shown[0][:IN_A_ROW]))
-            self._train_epochs(run, batches, shown, *schedule)
+            run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
+            self._train_epochs(run, batches, held_out_batch, *schedule)
         if self.devices.is_chief and not run.stopped_by:
             # the epochs of this run, whatever else lies in its folder
             done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))
@@ -454,6 +454,7 @@ class FaceAging:
         for images, read in read_parts(faces, self._load_image, "Evaluating"):
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
+            # at every age, first as the own gender, then as the other
             aged = [self._at_every_age(z, label) for label in (genders, -genders)]
             measuring.add(images, read, z, self._images_of(z, ages, genders), *aged)
         if measuring.people:

@@ -92,7 +92,7 @@ def paper_losses(images, out: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
 
     return {
-        # the reconstruction: where the paper has L2 (equation 4), the reference program and we have L1
+        # the reconstruction alone: where the paper has L2 (equation 4), the reference program and we have L1
         "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
         # what E and G want of the discriminators: a z like the prior's, an image like a real one
         "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),

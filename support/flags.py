@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from support.errors import InputError, printable
-from support.files import LARGEST_SEED, PRECISIONS, SHIPPED_MODEL, read_config
+from support.files import LARGEST_SEED, LOSS_WEIGHT_COUNTS, PRECISIONS, SHIPPED_MODEL, read_config
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.terminal import python
 
@@ -110,7 +110,7 @@ def loss_weights(text: str) -> tuple[float, ...]:
     if text in LOSS_WEIGHTS:
         return LOSS_WEIGHTS[text]
     weights = numbers(text)
-    if len(weights) not in (3, 5) or not all(0 <= weight < math.inf for weight in weights):
+    if len(weights) not in LOSS_WEIGHT_COUNTS or not all(0 <= weight < math.inf for weight in weights):
         raise argparse.ArgumentTypeError(
             f"{text} is none of {', '.join(LOSS_WEIGHTS)}, nor three numbers G_img,E_z,tv or five with label,feature"
         )
