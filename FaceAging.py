@@ -241,8 +241,8 @@ class FaceAging:
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
         """Update every network once on a batch; returns the losses and what the histograms show.
 
-        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`. loss_weights has a float32 scalar for the name
-        of each loss that counts, beside the reconstruction's 1: E_label_loss and G_feature_loss are computed only if
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`. loss_weights has a float32 scalar for each
+        loss that counts beside the reconstruction's 1, by name: E_label_loss and G_feature_loss are computed only if
         they are in it. Of several workers each passes its part of the batch; the losses are those of the whole.
         """
         return self.devices.run(self._update, (images, ages, genders, z_prior), loss_weights)

@@ -68,7 +68,8 @@ class Checkpoints:
         except (tf.errors.OpError, OSError) as error:
             raise InputError(
                 f"no checkpoint could be written to {folder} at step {step}: {reason(error)}; "
-                "the one before is whole: make room, or close what holds a file there open, and run the same command again"
+                "the one before is whole: make room, or close what holds a file there open, and run the same command "
+                "again"
             ) from error
         self.damaged.discard(prefix)
         return prefix
