@@ -18,6 +18,7 @@ real_gender_right; a run of another seed holds out faces that this network was t
 
 import argparse
 import csv
+import functools
 import os
 import sys
 from pathlib import Path
@@ -25,14 +26,16 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import split
+from support.batches import read_images
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import read_config, write_json
 from support.flags import true_or_false
+from support.held_out import parts_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
+    import ops
     from FaceAging import FaceAging
 
 LAST_STEPS = 300
@@ -91,10 +94,11 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     model = FaceAging.load(folder)
     training = read_config(folder)["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    others, held_out = split(faces, model.seed)
+    others, held_out = parts_of(read_config(folder), faces, model.seed)
     measured = model.evaluate(held_out, identity, others)
 
-    images, read = model._read_faces(held_out)
+    load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
+    images, read = read_images(held_out, load_image)
     rebuilt = model.generate(model.encode(images), [face.age for face in read], [face.gender for face in read])
     return {
         "run": folder.name,
