@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from support import aging_measures
 from support.aging_measures import joined
@@ -34,7 +34,9 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     2004). For images smaller than the window, the window is as small as they are.
     """
     window = min(SSIM_WINDOW, *first.shape[1:3])
-    return tf.image.ssim(first, second, max_val=1.0, filter_size=window).numpy()
+    # in float32 the variance of a nearly even window would be off in the fifth digit, and so would what is printed
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    return keras.ops.convert_to_numpy(keras.ops.image.ssim(first, second, filter_size=window))
 
 
 def sharpness(image: np.ndarray) -> float:
