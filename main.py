@@ -14,7 +14,7 @@ from support.dataset import Face, Listing, describe, find_dataset, find_pictures
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
-from support.held_out import held_out_of
+from support.held_out import held_out_of, seen_before
 from support.labels import AgeBins
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
@@ -55,7 +55,21 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
             f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
             "on one machine without TF_CONFIG first, and stop it when it trains"
         )
-    return list_faces(find_dataset(flags.dataset), flags.unknown_gender)
+    listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
+    if flags.use_init_model and not config:
+        warn_of_seen(flags, listing.faces)
+    return listing
+
+
+def warn_of_seen(flags: argparse.Namespace, faces: list[Face]) -> None:
+    """Say where the shipped model, which the run starts from, may know faces that the run holds out."""
+    shipped = read_config(SHIPPED_MODEL)
+    seen = seen_before(shipped, faces, flags.seed) if flags.dataset == shipped["training"]["dataset"] else 0
+    if seen:
+        print(
+            f"The shipped model may have been trained on {seen:,} of the faces that this run holds out: what is "
+            f"measured on them says too much (with --seed {shipped['model']['seed']}, its own, on fewer of them)"
+        )
 
 
 def build(flags: argparse.Namespace, listing: Listing):

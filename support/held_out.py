@@ -74,6 +74,12 @@ def held_out_of(config: dict, faces: Sequence[Face], seed: int, say: Callable[[s
     return apart
 
 
+def seen_before(config: dict, faces: Sequence[Face], seed: int) -> int:
+    """Returns how many of the faces that a run of this seed holds out were not held out of the training of `config`."""
+    record = config.get("training", {}).get("held_out", {})
+    return sum(digest not in record for digest in _digests([face.path for face in split(faces, seed)[1]]))
+
+
 def find_copies(faces: Sequence[Face]) -> dict[str, str]:
     """Returns the SHA-256, by path, of each picture of which the set holds another of the very same bytes.
 
