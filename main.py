@@ -10,7 +10,7 @@ from support.dataset import Face, Listing, describe, doubt_alignment, find_datas
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
-from support.held_out import parts_of
+from support.held_out import parts_of, warn_of_seen
 from support.labels import AgeBins
 from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence
 
@@ -38,7 +38,10 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
         with silence():
             from support.photos import align_dataset
         align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
-    return list_faces(find_dataset(flags.dataset), flags.unknown_gender)
+    listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
+    if flags.use_init_model and not config:
+        warn_of_seen(read_config(SHIPPED_MODEL), flags.dataset, listing.faces, flags.seed)
+    return listing
 
 
 def build(flags: argparse.Namespace, listing: Listing):

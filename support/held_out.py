@@ -81,6 +81,22 @@ def parts_of(config: dict, faces: Sequence[Face], seed: int) -> tuple[list[Face]
     return [face for face in faces if face not in apart], held_out
 
 
+def seen_before(config: dict, faces: Sequence[Face], seed: int) -> int:
+    """Returns how many of the faces that a run of this seed holds out were not held out of the training of `config`."""
+    record = config.get("training", {}).get("held_out", {})
+    return sum(digest not in record for digest in _digests([face.path for face in split(faces, seed)[1]]))
+
+
+def warn_of_seen(shipped: dict, dataset: str, faces: Sequence[Face], seed: int) -> None:
+    """Say where the shipped model, which a run starts from, may know faces that the run holds out."""
+    seen = seen_before(shipped, faces, seed) if dataset == shipped["training"]["dataset"] else 0
+    if seen:
+        print(
+            f"The shipped model may have been trained on {seen:,} of the faces that this run holds out: what is "
+            f"measured on them says too much (with --seed {shipped['model']['seed']}, its own, on fewer of them)"
+        )
+
+
 def find_copies(faces: Sequence[Face]) -> dict[str, str]:
     """Returns the SHA-256, by path, of each picture of which the set holds another of the very same bytes.
 

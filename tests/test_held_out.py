@@ -15,6 +15,7 @@ from support.dataset import list_faces
 from support.draw_faces import draw_dataset
 from support.errors import InputError
 from support.files import SHIPPED_MODEL, read_config, write_json
+from support.flags import parse_flags
 from support.held_out import find_copies, held_out_of, split_off
 from tests.conftest import TINY
 
@@ -159,6 +160,17 @@ def test_other_faces_of_the_same_number_are_refused_before_training(run, folder,
     with pytest.raises(InputError, match="the data set is not the one that the run in save was made with"):
         FaceAging(**{**TINY, "precision": model.precision}, save_dir=run).train(list_faces(folder).faces, num_epochs=2)
     assert (run / "losses.csv").read_bytes() == before
+
+
+def test_starting_from_a_model_that_saw_the_held_out_faces_is_said(run, folder, monkeypatch, capsys):
+    monkeypatch.setattr("main.SHIPPED_MODEL", run)
+    monkeypatch.setattr("main.check_sizes", lambda _: None)
+    for seed in (SEED, SEED + 1):
+        flags, given = parse_flags(["--dataset=mine", "--savedir=new", "--use_init_model=True", f"--seed={seed}"])
+        listing = main.find_faces(flags, given)
+        ours, theirs = (contents(split(listing.faces, each)[1]) for each in (seed, SEED))
+        seen = len(ours - theirs)
+        assert (f"may have been trained on {seen} of the faces" in capsys.readouterr().out) == (seen > 0)
 
 
 def test_a_packed_model_carries_the_record(run, tmp_path):
