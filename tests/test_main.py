@@ -63,7 +63,6 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--is_train False --age old", "--age"),
         ("--is_train False --gender other", "--gender"),
         ("--age 30", "--is_train False"),
-        ("--is_train False", "--testdir"),
         ("--is_train False --testdir nowhere --animate mp4", "imageio[ffmpeg]"),
         ("--is_train False --testdir nowhere --blend a.jpg b.jpg", "--blend"),
         ("--is_train False --blend a.jpg b.jpg --animate gif", "--animate"),
