@@ -213,11 +213,11 @@ class FaceAging:
         """An Adam for each of `variables`, made when it is first asked for: aging needs none of their memory."""
         for name, variables in self.variables.items():
             if name not in self._optimizers:
-                # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
-                optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
-                if self.precision == "mixed_float16":
-                    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
                 with tf.init_scope(), self.devices.strategy.scope():
+                    # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
+                    optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
+                    if self.precision == "mixed_float16":
+                        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
                     optimizer.build(variables)
                 self._optimizers[name] = optimizer
         return self._optimizers
