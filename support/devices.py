@@ -4,18 +4,24 @@ import contextlib
 import functools
 import os
 import signal
+import socket
+import time
 import zlib
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from support.errors import InputError
+from support.errors import InputError, reason
 from support.files import LARGEST_SEED
 
 HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
+JOIN_SECONDS = 1800  # a worker waits so long for the others to start
+JOIN_FIRST_LINE_SECONDS, JOIN_LINE_SECONDS = 5, 60  # to the first line that says so, and from one to the next
+JOIN_PAUSE, JOIN_PATIENCE = 0.5, 2  # seconds between looks for the others, and for an answer of one of them
 LOST = (  # what collective operations raise, in one worker or another, when the connection to a peer breaks
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -47,7 +53,8 @@ def best_precision() -> tuple[str, str]:
 def choose_strategy() -> tf.distribute.Strategy:
     """Returns what shares training out: over the workers of TF_CONFIG or this machine's GPUs, or TensorFlow's default.
 
-    Waits for the other workers. Raises InputError where TF_CONFIG is wrong or this worker's port is taken.
+    Waits for the other workers, and says for whom. Raises InputError where TF_CONFIG is wrong, where this worker's port
+    is taken, or where another has not come within JOIN_SECONDS.
     """
     if "TF_CONFIG" not in os.environ:
         found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")  # mostly one CPU
@@ -61,6 +68,7 @@ def choose_strategy() -> tf.distribute.Strategy:
             f"TF_CONFIG is wrong, {error}: it must be such as "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
         ) from error
+    _await_workers(resolver)
     _lengthen_heartbeat()
     with lost_workers_named():
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -68,6 +76,55 @@ def choose_strategy() -> tf.distribute.Strategy:
     # it back
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
+
+
+def _await_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> None:
+    """Return once all other workers have started; until then tell for whom this one waits.
+
+    TensorFlow itself waits without a word, and deaf to Ctrl-C and SIGTERM. So each worker first listens at its own
+    port, by which the others know that it is there, and leaves the port to TensorFlow when it has reached all of them.
+    """
+    address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
+    try:
+        port = int(address.rpartition(":")[2])
+        with socket.create_server(("", port)) as here:
+            here.setblocking(False)
+            _reach_workers(resolver, here)
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"this worker cannot listen at {address} of TF_CONFIG: {reason(error)}") from error
+
+
+def _reach_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver, here: socket.socket) -> None:
+    begun, next_line = time.monotonic(), JOIN_FIRST_LINE_SECONDS
+    since, until = (f"{datetime.now() + timedelta(seconds=seconds):%H:%M:%S}" for seconds in (0, JOIN_SECONDS))
+    while absent := _absent_workers(resolver):
+        with contextlib.suppress(BlockingIOError):
+            while True:  # others that have looked whether this one is here
+                here.accept()[0].close()
+        waited = time.monotonic() - begun
+        if waited > JOIN_SECONDS:
+            raise InputError(
+                f"{', '.join(absent)} did not come from {since} to {until}: start the same command there, with its own "
+                "TF_CONFIG, and see that its port can be reached from here"
+            )
+        if waited >= next_line:
+            next_line = waited + JOIN_LINE_SECONDS
+            print(f"Waiting for {', '.join(absent)} since {since}, until {until}", flush=True)
+        time.sleep(JOIN_PAUSE)
+
+
+def _absent_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[str]:
+    """Returns those of the other workers at whose port nobody answers, such as "worker 1 (host2:2222)"."""
+    jobs, absent = resolver.cluster_spec().as_dict(), []
+    for job, index in _workers(resolver):
+        if (job, index) == (resolver.task_type, resolver.task_id):
+            continue
+        host, _, port = jobs[job][index].rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), port), timeout=JOIN_PATIENCE).close()
+        except (OSError, UnicodeError):
+            absent.append(f"{job} {index} ({jobs[job][index]})")
+    return absent
 
 
 def _lengthen_heartbeat() -> None:

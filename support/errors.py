@@ -1,5 +1,7 @@
 """Errors that a user can mend, and how they become one line; open it where a message reads badly."""
 
+import re
+
 
 class InputError(ValueError):
     """What a user gave cannot be used: one line that names the thing and the mend."""
@@ -11,6 +13,7 @@ def printable(name: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of what went wrong."""
+    """Returns the first line of what went wrong, without the path and the node of a graph that errors have in them."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-    return (str(text) or type(error).__name__).splitlines()[0]
+    line = (str(text).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\{\{.*?\}\} *", "", line)

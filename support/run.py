@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -205,21 +205,30 @@ class TrainingLog:
             self._remember(row)
         with write_whole(path) as temporary:
             temporary.write_text("".join([header, *rows]) if rows else "")
-        summary_dir = str(save_dir / "summary")
+        self.summary_dir = str(save_dir / "summary")
         # on reading this event, tensorboard drops what a run wrote past the step that this one goes on from
         start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        writer = EventFileWriter(summary_dir)
+        writer = EventFileWriter(self.summary_dir)
         writer.add_event(start)
         writer.close()
         self.file = path.open("a", newline="", buffering=1)
-        self.summary = tf.summary.create_file_writer(summary_dir)
+        self.summary = tf.summary.create_file_writer(self.summary_dir)
 
     def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, *_) -> None:
-        self.summary.close()
-        self.file.close()
+        with contextlib.closing(self.file), self._summary_named():
+            self.summary.close()
+
+    @contextlib.contextmanager
+    def _summary_named(self) -> Iterator[None]:
+        """Within it what TensorFlow raises where summary/ cannot be written is an InputError."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # TensorFlow has the file first, which is one of that folder's
+            raise InputError(f"{self.summary_dir} cannot be written: {reason(error).rpartition('; ')[2]}") from error
 
     def _remember(self, row: dict) -> None:
         for name, value in row.items():
@@ -231,7 +240,8 @@ class TrainingLog:
 
     def flush(self) -> None:
         """Bring what was written to the disk itself."""
-        self.summary.flush()
+        with self._summary_named():
+            self.summary.flush()
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -242,17 +252,17 @@ class TrainingLog:
             writer.writeheader()
         writer.writerow(row)
         self._remember(row)
-        with self.summary.as_default(step):
+        with self._summary_named(), self.summary.as_default(step):
             for name, value in {**losses, "learning_rate": learning_rate}.items():
                 tf.summary.scalar(name, value)
 
     def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
-        with self.summary.as_default(step):
+        with self._summary_named(), self.summary.as_default(step):
             for name, value in values.items():
                 tf.summary.histogram(name, value)
 
     def write_epoch(self, step: int, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
-        with self.summary.as_default(step):
+        with self._summary_named(), self.summary.as_default(step):
             tf.summary.scalar("held_out_EG_loss", held_out_loss)
             for name, sheet in sheets.items():
                 tf.summary.image(name, sheet[None])

@@ -28,7 +28,8 @@ class SafeStream:
     """
 
     def __init__(self, stream, name: str):
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # that of a development environment may be of another kind
+            stream.reconfigure(errors="backslashreplace")
         self.stream = stream
         self.name = name
 

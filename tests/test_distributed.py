@@ -57,20 +57,22 @@ def warm(tmp_path_factory, drawn_folder, faces):
     return folder
 
 
-def start(folder, *flags, devices=1, **environment):
-    command = [sys.executable, "-c", DEVICES, str(devices), "--dataset=drawn", *flags]
+def start(folder, *flags, devices=1, before="", **environment):
+    code = DEVICES.replace("import main\n", f"import main\nfrom support import devices\n{before}\n")
+    command = [sys.executable, "-c", code, str(devices), "--dataset=drawn", *flags]
     environment = {**os.environ, "PYTHONPATH": str(README.parent), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def start_workers(folder, *flags):
+def start_workers(folder, *flags, only=None, before=""):
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("localhost", 0))
         hosts = [f"localhost:{each.getsockname()[1]}" for each in (one, other)]
     configs = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
-    return [start(folder, *flags, TF_CONFIG=json.dumps(config)) for config in configs]
+    started = configs if only is None else [configs[only]]
+    return [start(folder, *flags, before=before, TF_CONFIG=json.dumps(config)) for config in started]
 
 
 def finish(processes):
@@ -150,6 +152,30 @@ def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
     assert len(losses_of(folder)) >= 23
     model = FaceAging(**TINY, save_dir=folder / "save")
     assert model.load_checkpoint() and int(model.step) == len(losses_of(folder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_says_for_whom_it_waits_and_hears_signals(warm, tmp_path, rank, number):
+    folder = copy(warm, tmp_path)
+    worker = start_workers(folder, "--epoch=4", only=rank)[0]
+    said = [worker.stdout.readline() for _ in range(2)]
+    assert re.fullmatch(
+        rf"Waiting for worker {1 - rank} \(localhost:\d+\) since [\d:]{{8}}, until [\d:]{{8}}\n", said[1]
+    )
+    asked = time.monotonic()
+    worker.send_signal(number)
+    worker.communicate(timeout=PATIENCE)
+    assert worker.returncode in (128 + number, -number)
+    assert time.monotonic() - asked < 10
+
+
+def test_a_worker_gives_up_waiting_in_one_line(warm, tmp_path):
+    folder = copy(warm, tmp_path)
+    ((status, _, error),) = finish(start_workers(folder, "--epoch=4", only=0, before="devices.JOIN_SECONDS = 1"))
+    assert status == 2
+    assert error.count("\n") == 1 and "worker 1 (localhost:" in error and "start the same command there" in error
+    assert not (folder / "save/losses.csv").exists()
 
 
 def test_dead_worker_ends_the_others_with_one_line(warm, tmp_path):
