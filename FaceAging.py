@@ -390,10 +390,7 @@ class FaceAging:
         samples = self._images_of(z, ages, genders)
         row = slice(IN_A_ROW)
         aged = self._at_every_age(z[row], genders[row])
-        sheets = {
-            "samples": ops.batch_grid(samples),
-            "test": ops.batch_grid(np.concatenate(aged), columns=aged.shape[1]),
-        }
+        sheets = {"samples": ops.batch_grid(samples), "test": ops.batch_grid(np.concatenate(aged), aged.shape[1])}
         return sheets, float(np.abs(ops.normalize(images) - samples).mean())
 
     def save_checkpoint(self) -> str:

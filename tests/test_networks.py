@@ -11,6 +11,7 @@ import ops
 from FaceAging import WEIGHTED_LOSSES, FaceAging
 from support import fast_ops
 from support.checkpoints import reference_name
+from support.errors import InputError
 from tests.conftest import TINY
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -164,3 +165,14 @@ def test_total_variation_is_that_of_the_reference_program():
     images = np.zeros([2, 4, 4, 1], np.float32)
     images[0, 1, 2] = 3.0  # four differences of 3, two along either axis
     assert float(fast_ops.total_variation(images)) == pytest.approx((2 * 9 / 2 / 4 + 2 * 9 / 2 / 4) / 2)
+
+
+def test_a_network_beyond_the_memory_is_refused():
+    with pytest.raises(InputError, match="memory does not suffice"):
+        FaceAging(num_z_channels=10**9)  # weights of 200 TB
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed):
+    with pytest.raises(InputError, match="within 0-4294967295"):
+        FaceAging(seed=seed)
