@@ -442,10 +442,10 @@ class FaceAging:
     def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
         """Measure how labelled faces are kept, how the labels move them, and whether they stay the same person.
 
-        Returns what support.evaluation.summarize returns. Identity, of the first 100 faces, takes dlib a second a face;
-        it is left out where it is not asked for or dlib is missing, which is said. It is held against how alike other
-        people are: some of each gender and age bin of `others`, or else of the faces. Images are read a batch at a
-        time. What cannot be read is named and left out. Raises InputError where a whole batch cannot.
+        Returns what support.evaluation.Measuring.measured returns. Identity, of the first 100 faces, takes dlib a
+        second a face; it is left out where it is not asked for or dlib is missing, which is said. It is held against
+        how alike other people are: some of each gender and age bin of `others`, or else of the faces. Images are read a
+        batch at a time. What cannot be read is named and left out. Raises InputError where nothing can.
         """
         measuring = Measuring(self.bins, identity)
         for images, read in read_parts(faces, self._load_image, "Evaluating"):
@@ -559,7 +559,8 @@ class FaceAging:
         Between them z and the gender's label change evenly. Ages in years and genders of the two, where not given, are
         what the files' names say. Raises InputError where they say nothing, or where a photo does not show one face.
         """
-        faces = list(portraits.read_portraits([first, second], self.size_image, self.num_input_channels, align))
+        sizes = self.size_image, self.num_input_channels
+        faces = [portraits.read_portrait(path, *sizes, align) for path in (first, second)]
         ages, genders = portraits.blend_labels(faces, (first, second), ages, genders)
         ends = np.stack([face.image for face in faces])
         share = np.linspace(0, 1, IN_A_ROW, dtype=np.float32)[:, np.newaxis]  # of the second face

@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 
 from support.batches import split
-from support.dataset import Face, Listing, describe, doubt_alignment, find_dataset, find_pictures, list_faces
+from support.dataset import (
+    Face,
+    Listing,
+    aligned_name,
+    describe,
+    doubt_alignment,
+    find_dataset,
+    find_pictures,
+    list_faces,
+    photos_name,
+)
 from support.errors import InputError, printable
 from support.files import SHIPPED_MODEL, read_config, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
@@ -21,10 +31,9 @@ FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
 def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
     """Returns the faces to train on; the flags take over what the run in savedir remembers."""
-    photos = flags.dataset
-    if flags.align:
-        flags.dataset = f"{photos}_aligned"
     config = read_config(flags.savedir)
+    if flags.align and ("dataset" in given or not config):
+        flags.dataset = aligned_name(flags.dataset)
     recall(flags, given, config, flags.savedir)  # before all else: the run says which data set to look for
     if flags.use_init_model and not config:
         check_sizes(flags)
@@ -33,7 +42,8 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
             f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
             "on one machine without TF_CONFIG first, and stop it when it trains"
         )
-    if flags.align and not Path("data", flags.dataset).is_dir():
+    photos = photos_name(flags.dataset) if flags.align else ""
+    if photos and not Path("data", flags.dataset).is_dir():
         folder = find_dataset(photos)
         with silence():
             from support.photos import align_dataset
@@ -185,10 +195,9 @@ def fit_z(model, flags: argparse.Namespace) -> None:
     """Fit how z of real faces is distributed to those that the run was trained on, where they are still there."""
     try:
         training, _ = split(list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces, model.seed)
+        model.fit_z(training[:FITTED_FACES])
     except InputError as error:
         print(f"z is drawn from U(-1, 1), which makes rougher faces, as its distribution cannot be fitted: {error}")
-    else:
-        model.fit_z(training[:FITTED_FACES])
 
 
 def main(argv: list[str] | None = None) -> int:

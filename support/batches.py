@@ -38,7 +38,8 @@ class NothingRead(InputError):
     """None of some faces can be read."""
 
     def __init__(self, faces: Sequence[Face]):
-        super().__init__(f"none of {len(faces)} faces can be read, such as {printable(faces[0].path)}")
+        such = f", such as {printable(faces[0].path)}" if faces else ""
+        super().__init__(f"none of {len(faces)} faces can be read{such}")
 
 
 def read_images(

@@ -4,6 +4,7 @@ TensorFlow's own CheckpointManager is not used: it neither brings a checkpoint t
 back to the one before where the latest is damaged.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -191,10 +192,12 @@ def remove_leftovers(folder: Path) -> None:
     """
     kept = [Path(prefix).name for prefix in saved_checkpoints(folder)]
     for path, match in our_files(folder):
-        if match["folder"] and path.is_dir():
-            shutil.rmtree(path)
-        elif not match["folder"] and path.is_file() and (match["half"] or match["name"] not in kept):
-            path.unlink()
+        # what Windows does not let go of, as a virus scanner reads it, is removed the next time
+        with contextlib.suppress(PermissionError):
+            if match["folder"] and path.is_dir():
+                shutil.rmtree(path)
+            elif not match["folder"] and path.is_file() and (match["half"] or match["name"] not in kept):
+                path.unlink()
 
 
 def our_files(folder: Path) -> list[tuple[Path, re.Match]]:

@@ -37,6 +37,22 @@ CONVENTIONS = {
 FOLDERS = "folders named by age"  # where neither names nor a table say anything
 LABELS_GUIDE = PROJECT / "data" / "README.md"
 DEMO = "demo"  # the data set that the program draws itself
+ALIGNED = "_aligned"  # what --align True adds to the name of a data set of photos
+
+
+def aligned_name(photos: str) -> str:
+    """Returns the name of the data set of faces that `--align True` makes of a data set of photos."""
+    return f"{Path(photos).as_posix()}{ALIGNED}"
+
+
+def photos_name(aligned: str) -> str:
+    """Returns the name of the data set of photos that one of aligned faces is made of.
+
+    Raises InputError where the name is not that of such a set.
+    """
+    if not aligned.endswith(ALIGNED):
+        raise InputError(f"the run was made with the faces of {aligned} as they are: leave out --align")
+    return aligned.removesuffix(ALIGNED)
 
 
 class TooManyBad(InputError):

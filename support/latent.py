@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support.errors import InputError
+
 EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
 
 
@@ -19,7 +21,9 @@ class Distribution(NamedTuple):
 
 
 def fit(z: np.ndarray) -> Distribution:
-    """Returns the distribution of latent codes, float [N, Z] in (-1, 1), with N > 1."""
+    """Returns the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
+    if len(z) < 2:
+        raise InputError("one face has no distribution of z: two at least are needed")
     unbounded = np.arctanh(np.clip(z.astype(np.float64), -EDGE, EDGE))
     covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
     return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))

@@ -26,7 +26,7 @@ def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
     """
     partial = aligned.with_name(f".{aligned.name}.aligning")
     shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed left
-    rows, left_out = [], {}
+    rows, left_out = [], dict(listing.skipped)
     try:
         for face in progress(listing.faces, f"Aligning {photos}", unit="photo"):
             name = Path(face.path).relative_to(photos).as_posix()
@@ -48,7 +48,7 @@ def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
         partial.rename(aligned)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{len(rows):,} faces of {len(listing.faces):,} photos aligned in {aligned}")
+    print(f"{len(rows):,} faces of {len(rows) + len(left_out):,} photos aligned in {aligned}")
     for reason, count in Counter(left_out.values()).most_common():
         names = [name for name, why in left_out.items() if why == reason]
         print(f"  {count:,} left out, {reason}{first_names(names)}")

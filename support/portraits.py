@@ -71,6 +71,14 @@ def read_portraits(
         )
 
 
+def read_portrait(path: str | Path, size_image: int, channels: int, align: bool) -> Portrait:
+    """Returns the one face of a photo: see `read_portraits`. Raises InputError where it shows none or several."""
+    faces = list(read_portraits([path], size_image, channels, align))
+    if len(faces) > 1:
+        raise InputError(f"a blend takes one face of each photo, but {printable(str(path))} shows {len(faces)}")
+    return faces[0]
+
+
 def _find(picture: Image.Image, path: str | Path) -> list[tuple[Image.Image, np.ndarray]]:
     """Returns (the crop, its frame) of each face in a photo, and says what else there is to say of it."""
     found = find_faces(picture)
@@ -233,11 +241,9 @@ def blend_labels(
 ) -> tuple[Sequence[float], Sequence[int]]:
     """Returns the (ages, genders) of the two faces of a blend: those given, or else those that the files' names say.
 
-    Raises InputError where the paths do not give two faces, or a label is missing.
+    Raises InputError where a label is missing.
     """
     first, second = paths
-    if len(faces) != 2:
-        raise InputError(f"a blend takes two faces, but {first} and {second} give {len(faces)}")
     for given, flag in ((ages, "age A,B"), (genders, "gender")):
         if not given and not all(face.label for face in faces):
             raise InputError(f"{first} and {second} are not both named after age and gender: give --{flag}")

@@ -191,10 +191,10 @@ def test_a_folder_that_cannot_be_looked_into_is_named_and_the_others_are_taken(t
 def test_a_part_of_which_no_face_can_be_read_does_not_end_a_measurement(tmp_path, capsys):
     faces = draw_faces(tmp_path, 51)
     Path(faces[-1].path).write_bytes(b"")  # alone in the last part
-    parts = list(read_parts(faces, AgeBins(), read, "Reading"))
+    parts = list(read_parts(faces, read, "Reading"))
     assert [len(images) for images, *_ in parts] == [50] and "empty file" in capsys.readouterr().out
     with pytest.raises(InputError, match="none of 1 faces can be read"):
-        list(read_parts(faces[-1:], AgeBins(), read, "Reading"))
+        list(read_parts(faces[-1:], read, "Reading"))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
