@@ -215,7 +215,7 @@ def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
     for name, count in (("one.png", 1), ("two.png", 2)):
         Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)][:count])).save(tmp_path / name)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    with pytest.raises(InputError, match="two faces, but .* give 3"):
+    with pytest.raises(InputError, match="one face of each photo, but .*two.png shows 2"):
         fresh.blend(one, two, [20, 30], [MALE, MALE], align=True)
     path = fresh.blend(one, one, [20, 30], [MALE, MALE], align=True)
     assert not np.array_equal(iio.imread(path), iio.imread(fresh.blend(one, one, [20, 30], [MALE, MALE])))

@@ -89,3 +89,20 @@ def test_a_place_in_the_photo_is_shown_only_of_aligned_faces(flags, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert main.main(["--is_train=False", *flags]) == 2
     assert "add --align True" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_set_that_it_was_made_with(photos, capsys):
+    """--align of a later call means the photos of the run, whatever --dataset would be by default."""
+    assert main.main(["--dataset=photos/", "--align=True", *TINY_FLAGS, "--batch_size=1", "--epoch=1"]) == 0
+    for path in (photos.parent / "photos_aligned").iterdir():
+        path.unlink()
+    (photos.parent / "photos_aligned").rmdir()
+    assert main.main(["--align=True", "--epoch=2"]) == 0  # made again of the same photos
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos", "photos_aligned"]
+
+
+def test_faces_that_a_run_took_as_they_are_are_not_aligned_later(workplace, capsys):
+    assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
+    capsys.readouterr()
+    assert main.main(["--align=True", "--epoch=2"]) == 2
+    assert "drawn as they are: leave out --align" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import main
 from demo import make
 from FaceAging import FaceAging
 from support import latent
+from support.errors import InputError
 from tests.conftest import TINY, TINY_FLAGS
 
 
@@ -81,3 +82,8 @@ def test_random_people_and_faces_of_ones_own_are_not_taken_together(flag, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main.main(["--is_train=False", "--random=3", flag]) == 2
     assert flag.partition("=")[0] in capsys.readouterr().err
+
+
+def test_people_are_drawn_from_the_prior_where_the_set_is_too_small_to_fit(faces):
+    with pytest.raises(InputError, match="two at least"):
+        latent.fit(np.zeros([1, 5], np.float32))
