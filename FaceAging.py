@@ -41,6 +41,7 @@ from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gen
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
 from support.sizes import count_layers
+from support.weights import by_name
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -49,9 +50,6 @@ C_Z_RATE = 5  # the label classifier C_z learns at five times the rate of the ot
 # TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
 # Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
 OPTIMIZER_NAMES = {"EG": "adam", "D_z": "adam_1", "D_img": "adam_2", "C_z": "adam_3"}
-# The losses that E and G minimise beside the reconstruction, in the order of loss_weights. The first three are the
-# paper's; the two others are not even computed where they weigh nothing.
-WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
 CHECKPOINT_EPOCHS = 5  # epochs from one checkpoint to the next
 
 
@@ -286,7 +284,7 @@ class FaceAging:
     ) -> int | None:
         """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
 
-        loss_weights are those of WEIGHTED_LOSSES, three or all five of them; the learning rate is multiplied by
+        loss_weights are those of support.weights.WEIGHTED_LOSSES, three or five; the learning rate is multiplied by
         decay_rate every 2 epochs. Without use_trained_model, ten epochs with all weights 0 come first and carry over;
         use_init_model starts from the shipped model instead of random weights. With balance the age bins are drawn
         equally; with flip half of the faces are mirrored, left to right; with cache the read images stay in memory.
@@ -300,8 +298,7 @@ class FaceAging:
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
         check_beginning(self.save_dir, use_trained_model, len(faces), record, self.config)
-        named = zip(WEIGHTED_LOSSES, loss_weights, strict=False)
-        weights = {name: weight for name, weight in named if weight or name in WEIGHTED_LOSSES[:3]}
+        weights = by_name(loss_weights)
         if "E_label_loss" in weights:
             self.add_label_classifier()
         schedule = num_epochs, learning_rate, decay_rate, weights
@@ -479,8 +476,7 @@ class FaceAging:
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
         """z of so many people who do not exist, float32 [count, num_z_channels] in (-1, 1).
 
-        They are drawn from z_distribution or, where the model has none, from the prior U(-1, 1), of which it makes
-        rougher faces. The shipped model has one; `fit_z` fits it for others.
+        They are drawn from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which makes rougher faces.
         """
         if self.z_distribution:
             return latent.draw(self.z_distribution, count, seed)

@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from support.errors import InputError
+from support.weights import COUNTS
 
-LOSS_WEIGHT_COUNTS = (3, 5)  # how many weights of losses a run has: the paper's three, or with label and feature
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `write_whole` calls a file until it is whole
 NAME_BYTES = 200  # the part of a file's name that is a photo's own: file systems take 255 bytes in all
 LARGEST_SEED = 2**32 - 1  # NumPy's generator takes no larger one
@@ -52,7 +52,10 @@ REMEMBERED = tuple(name for name in MODEL_KINDS if name not in ("size_kernel", "
 TRAINING_KINDS = {
     "dataset": ("a name", lambda value: type(value) is str),
     "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
-    "loss_weights": ("three or five numbers", lambda value: _numbers(value) and len(value) in LOSS_WEIGHT_COUNTS),
+    "loss_weights": (
+        f"{' or '.join(map(str, COUNTS))} numbers",
+        lambda value: _numbers(value) and len(value) in COUNTS,
+    ),
     "balance": BOOL,
     "flip": BOOL,
     "unknown_gender": BOOL,

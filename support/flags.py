@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from support.errors import InputError, printable
-from support.files import LARGEST_SEED, LOSS_WEIGHT_COUNTS, PRECISIONS, SHIPPED_MODEL, read_config
+from support.files import LARGEST_SEED, PRECISIONS, SHIPPED_MODEL, read_config
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.terminal import python
+from support.weights import COUNTS, OF_THE_PAPER, PRESETS
 
-# the weights of G_img_loss, E_z_loss, tv_loss and, if any, E_label_loss and G_feature_loss, beside EG_loss's 1
-LOSS_WEIGHTS = {
-    "released": (1e-4, 0.0, 0.0),
-    "2017": (1e-4, 1e-4, 1e-4),
-    "paper": (0.01, 0.01, 0.1),  # section 4.1 has 1 : 10 beside 100: divided by 100
-    "aging": (3e-4, 1e-4, 1e-4, 1e-2, 0.1),  # the README has what was measured
-}
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = SHIPPED_MODEL.parent / "faces"  # wherever the program is called from
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
@@ -107,14 +101,14 @@ def rate(text: str) -> float:
 
 
 def loss_weights(text: str) -> tuple[float, ...]:
-    if text in LOSS_WEIGHTS:
-        return LOSS_WEIGHTS[text]
+    if text in PRESETS:
+        return PRESETS[text]
     weights = numbers(text)
-    if len(weights) not in LOSS_WEIGHT_COUNTS or not all(0 <= weight < math.inf for weight in weights):
+    if len(weights) not in COUNTS or not all(0 <= weight < math.inf for weight in weights):
         raise argparse.ArgumentTypeError(
-            f"{text} is none of {', '.join(LOSS_WEIGHTS)}, nor three numbers G_img,E_z,tv or five with label,feature"
+            f"{text} is none of {', '.join(PRESETS)}, nor three numbers G_img,E_z,tv or five with label,feature"
         )
-    return weights if any(weights[3:]) else weights[:3]
+    return weights if any(weights[OF_THE_PAPER:]) else weights[:OF_THE_PAPER]
 
 
 def age_bounds(text: str) -> tuple[int, ...]:
@@ -227,7 +221,7 @@ def _add_training(flag) -> None:
         type=loss_weights,
         default="2017",
         metavar="W",
-        help=f"W is {', '.join(LOSS_WEIGHTS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature: the losses' "
+        help=f"W is {', '.join(PRESETS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature: the losses' "
         "weights beside the reconstruction's 1",
     )
     flag(

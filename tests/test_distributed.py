@@ -18,11 +18,12 @@ import pytest
 import tensorflow as tf
 
 import main
-from FaceAging import WEIGHTED_LOSSES, FaceAging
+from FaceAging import FaceAging
 from ops import load_image
 from support.batches import Batches, split
 from support.devices import choose_strategy
 from support.errors import InputError
+from support.weights import WEIGHTED_LOSSES
 from tests.conftest import TINY
 
 README = Path(main.__file__).parent / "README.md"

@@ -11,8 +11,9 @@ import main
 from FaceAging import C_Z_RATE, FaceAging
 from ops import feature_loss, label_losses
 from support.batches import Batches
-from support.flags import LOSS_WEIGHTS, parse_flags
+from support.flags import parse_flags
 from support.labels import AgeBins, gender_labels
+from support.weights import PRESETS
 from tests.conftest import TINY, TINY_FLAGS
 from tests.test_training import LOSSES, read_events, read_rows, same, weights_of
 
@@ -151,7 +152,7 @@ def test_main_trains_by_the_preset_and_remembers_it(workplace, capsys):
     assert "label" in capsys.readouterr().out
     config = json.loads((workplace / "save/config.json").read_text())
     assert config["model"]["num_z_channels"] == 20
-    assert config["training"]["flip"] and config["training"]["loss_weights"] == list(LOSS_WEIGHTS["aging"])
+    assert config["training"]["flip"] and config["training"]["loss_weights"] == list(PRESETS["aging"])
     assert main.main(["--epoch=2"]) == 0
     assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # C_z is not needed to age
     for flag in ("--loss_weights=2017", "--loss_weights=0.1,0.1,0.1,0.1,0.1", "--flip=False", "--num_z_channels=50"):

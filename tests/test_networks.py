@@ -8,10 +8,11 @@ import tensorflow as tf
 from PIL import Image
 
 import ops
-from FaceAging import WEIGHTED_LOSSES, FaceAging
+from FaceAging import FaceAging
 from support import fast_ops
 from support.checkpoints import reference_name
 from support.errors import InputError
+from support.weights import WEIGHTED_LOSSES
 from tests.conftest import TINY
 
 REFERENCE = Path(__file__).parent / "reference"

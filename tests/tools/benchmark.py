@@ -86,7 +86,8 @@ def measure_step(precision: str) -> dict:
     began = time.perf_counter()
     import tensorflow as tf
 
-    from FaceAging import WEIGHTED_LOSSES, FaceAging
+    from FaceAging import FaceAging
+    from support.weights import WEIGHTED_LOSSES
 
     model = FaceAging(size_batch=BATCH, precision=precision)
     batch = random_batch(model)
@@ -116,7 +117,8 @@ def measure_loop(precision: str) -> dict:
     """Steps within an epoch of the real training loop, beside the bare step just before and after it."""
     import tensorflow as tf
 
-    from FaceAging import WEIGHTED_LOSSES, FaceAging
+    from FaceAging import FaceAging
+    from support.weights import WEIGHTED_LOSSES
 
     class Enough(Exception):
         pass
