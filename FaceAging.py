@@ -36,7 +36,7 @@ from support.evaluation import Measuring
 from support.fast_ops import Adam
 from support.files import SHIPPED_MODEL, read_config, write_config
 from support.held_out import split_off
-from support.images import fit_image, save_image, to_image
+from support.images import fit_images, save_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.run import Run, check_beginning, check_finite
@@ -460,13 +460,7 @@ class FaceAging:
 
         Raises InputError for an array of another kind.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise InputError(f"pictures are uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-        size, channels = self.size_image, self.num_input_channels
-        if images.shape[1:] != (size, size, channels):
-            images = np.stack([fit_image(to_image(image), size, channels) for image in images])
-        return self._z_of(images)
+        return self._z_of(fit_images(images, self.size_image, self.num_input_channels))
 
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
@@ -478,9 +472,7 @@ class FaceAging:
 
         They are drawn from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which makes rougher faces.
         """
-        if self.z_distribution:
-            return latent.draw(self.z_distribution, count, seed)
-        return np.random.default_rng(seed).uniform(-1, 1, (count, self.num_z_channels)).astype(np.float32)
+        return latent.draw(self.z_distribution or self.num_z_channels, count, seed)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".

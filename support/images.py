@@ -166,6 +166,19 @@ def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
     return pixels.reshape(size_image, size_image, channels)
 
 
+def fit_images(images: np.ndarray, size_image: int, channels: int) -> np.ndarray:
+    """Returns images, uint8 [N, H, W, C] with C 1 or 3, each made one of [S, S, channels] by `fit_image`.
+
+    Raises InputError for an array of another kind, or an empty one.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        raise InputError(f"pictures are uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
+    if images.shape[1:] == (size_image, size_image, channels):
+        return images
+    return np.stack([fit_image(to_image(image), size_image, channels) for image in images])
+
+
 def to_image(pixels: np.ndarray) -> Image.Image:
     """Returns an array, uint8 [H, W, C] with C 1 or 3, as an image of Pillow's."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -29,8 +29,13 @@ def fit(z: np.ndarray) -> Distribution:
     return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
 
 
-def draw(distribution: Distribution, count: int, seed: int) -> np.ndarray:
-    """Returns so many latent codes, float32 [count, Z] in (-1, 1); the first ones are the same whatever the count."""
+def draw(distribution: Distribution | int, count: int, seed: int) -> np.ndarray:
+    """Returns so many latent codes, float32 [count, Z] in (-1, 1); the first ones are the same whatever the count.
+
+    Instead of a distribution Z may be given: they are drawn from the prior, U(-1, 1).
+    """
+    if isinstance(distribution, int):
+        return np.random.default_rng(seed).uniform(-1, 1, (count, distribution)).astype(np.float32)
     values, vectors = np.linalg.eigh(distribution.covariance.astype(np.float64))
     spread = vectors * np.sqrt(np.maximum(values, 0))  # rounding leaves some eigenvalues a little below 0
     normal = np.random.default_rng(seed).standard_normal((count, len(values)))
