@@ -30,8 +30,10 @@ README = Path(main.__file__).parent / "README.md"
 WARM_STEPS = 150  # the first steps turn a rounding into 1e-2 of a loss, on one device too; from here on it stays one
 PATIENCE = 570  # seconds: CI machines are loaded
 BEFORE_BATCH_NORM = re.compile(r"D_z_fc[012]/bias|D_img_conv\d/bias")
+# a test that runs in the background of a shell inherits that Ctrl-C is ignored
 DEVICES = """
-import sys, tensorflow as tf
+import signal, sys, tensorflow as tf
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
 import main
