@@ -70,8 +70,9 @@ class Measuring:
         labels["ages"], labels["genders"] = labels_of(faces, self.bins)
         normal = images.astype(np.float32) / 127.5 - 1
         rebuilt, aged, other = (np.rint((np.clip(one, -1, 1) + 1) * 127.5).astype(np.uint8) for one in made)
-        if self.identity and sum(len(part["years"]) for part in self.parts) < aging_measures.FACES_COMPARED:
-            self.people.append(aging_measures.compare_people(images, rebuilt, aged))
+        left = aging_measures.FACES_COMPARED - sum(len(part["years"]) for part in self.parts)
+        if self.identity and left > 0:
+            self.people.append(aging_measures.compare_people(images[:left], rebuilt[:left], aged[:, :left]))
         seen = aging_measures.look(images, aged, other, labels["genders"])
         self.parts.append({**labels, "z": z, **measure_faces(normal, *made[:2]), **seen})
 
