@@ -121,10 +121,10 @@ def _without_copies(faces: Sequence[Face], others: Sequence[Face], copies: dict[
 
 
 def _pair(copies: dict[str, str]) -> tuple[str, str]:
-    """Returns the paths of two pictures that are equal."""
+    """Returns the paths of two pictures that are equal; they are the same path where it was given twice."""
     digest = next(iter(copies.values()))
-    first, second, *_ = (path for path, other in copies.items() if other == digest)
-    return first, second
+    paths = [path for path, other in copies.items() if other == digest]
+    return paths[0], paths[-1]
 
 
 def _by_content(faces: Sequence[Face]) -> dict[str, Face]:

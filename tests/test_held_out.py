@@ -184,3 +184,8 @@ def test_the_model_that_ships_knows_its_held_out_faces():
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record)
     with pytest.raises(InputError, match="98 of the 98 faces held out of the training are not in this data set"):
         held_out_of(read_config(SHIPPED_MODEL), [], SEED)
+
+
+def test_a_face_that_is_given_twice_is_a_copy_of_itself(faces, tmp_path):
+    training, held_out, _ = split_off(list(faces) * 2, SEED, tmp_path)
+    assert not contents(training) & contents(held_out)

@@ -124,7 +124,7 @@ def measure_loop(precision: str) -> dict:
         pass
 
     with tempfile.TemporaryDirectory() as folder:
-        faces = drawn_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 500 + 1)
+        faces = drawn_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 400 + 2)  # copies of held-out faces go
         model = FaceAging(size_batch=BATCH, precision=precision, save_dir=Path(folder) / "save")
         batch = random_batch(model)
         weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
