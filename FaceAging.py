@@ -306,13 +306,11 @@ class FaceAging:
             self._begin(num_epochs, use_trained_model, use_init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.say)
-            notes = {**(notes or {}), "faces": len(faces), "held_out": record}
-            run.open(self.config, notes, int(self.step))  # hears Ctrl-C from here on
+            run.open(self.config, {**(notes or {}), "faces": len(faces), "held_out": record}, int(self.step))
             run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
             self._train_epochs(run, batches, held_out_batch, *schedule)
         if self.devices.is_chief and not run.stopped_by:
-            # the epochs of this run, whatever else lies in its folder
-            done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))
+            done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # the epochs of this run alone
             run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
         return run.stopped_by
 
