@@ -86,7 +86,6 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     delimiter = first[4] if re.fullmatch("sep=.", first) else ""  # Excel's own line before the columns
     if delimiter:
         text = text.replace(first, "", 1)  # the line itself stays: lines are counted
-        first = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = delimiter or max(DELIMITERS, key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True, delimiter=delimiter)
     try:
