@@ -34,7 +34,7 @@ from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import Measuring
 from support.fast_ops import Adam
-from support.files import SHIPPED_MODEL, read_config, write_config
+from support.files import BEST_MODEL, read_config, shipped_model, write_config
 from support.held_out import split_off
 from support.images import fit_images, save_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
@@ -276,7 +276,7 @@ class FaceAging:
         decay_rate: float = 1.0,
         loss_weights: Sequence[float] = (1e-4, 1e-4, 1e-4),
         use_trained_model: bool = True,
-        use_init_model: bool = False,
+        init_model: str | None = None,
         balance: bool = False,
         flip: bool = False,
         cache: bool = False,
@@ -285,10 +285,10 @@ class FaceAging:
         """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
 
         loss_weights are those of support.weights.WEIGHTED_LOSSES, three or five; the learning rate is multiplied by
-        decay_rate every 2 epochs. Without use_trained_model, ten epochs with all weights 0 come first and carry over;
-        use_init_model starts from the shipped model instead of random weights. With balance the age bins are drawn
-        equally; with flip half of the faces are mirrored, left to right; with cache the read images stay in memory.
-        `notes` are kept in config.json beside what the constructor was given.
+        decay_rate every 2 epochs. Without use_trained_model, ten epochs with all weights 0 come first and carry over.
+        init_model, "aging" or "2017", names a model that ships, to start from instead of random weights. With balance
+        the age bins are drawn equally; with flip half of the faces are mirrored, left to right; with cache the read
+        images stay in memory. `notes` are kept in config.json beside what the constructor was given.
 
         Returns None when all epochs are done. On Ctrl-C or SIGTERM the batch in hand is finished, all is saved, and the
         signal's number is returned. Raises InputError where training cannot begin or go on, FloatingPointError for a
@@ -303,7 +303,7 @@ class FaceAging:
             self.add_label_classifier()
         schedule = num_epochs, learning_rate, decay_rate, weights
         with Run(self.save_dir, self.devices, ops.loss_line) as run:  # locks the folder, removes what a killed run left
-            self._begin(num_epochs, use_trained_model, use_init_model)
+            self._begin(num_epochs, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.say)
             run.open(self.config, {**(notes or {}), "faces": len(faces), "held_out": record}, int(self.step))
@@ -364,7 +364,7 @@ class FaceAging:
     def _load_image(self, path: str) -> np.ndarray:
         return ops.load_image(path, self.size_image, self.num_input_channels)
 
-    def _begin(self, num_epochs: int, use_trained_model: bool, use_init_model: bool) -> None:
+    def _begin(self, num_epochs: int, use_trained_model: bool, init_model: str | None) -> None:
         """Put networks, optimizers, epoch and step where training begins or goes on."""
         if self.load_checkpoint():
             if self.epoch > num_epochs:
@@ -372,8 +372,8 @@ class FaceAging:
                 return
             self.devices.say(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
         else:
-            if use_init_model and not self.load_checkpoint(SHIPPED_MODEL):
-                raise InputError(f"no model ships in {SHIPPED_MODEL}: leave out --use_init_model")
+            if init_model:
+                self.load_checkpoint(shipped_model(init_model))
             if not use_trained_model:
                 self.epoch.assign(1 - PRETRAINING_EPOCHS)
         parts = *self.networks.values(), *self.optimizers.values()
@@ -416,13 +416,15 @@ class FaceAging:
         return self.checkpoints.restore_latest(folder, None if networks_only else self.optimizers)
 
     @classmethod
-    def load(cls, path: str | Path | None = None, save_dir: str | Path | None = None) -> "FaceAging":
-        """The trained model of the run in the folder `path`, or else the shipped one, in float32, to age faces with.
+    def load(
+        cls, path: str | Path | None = None, save_dir: str | Path | None = None, pretrained: str = BEST_MODEL
+    ) -> "FaceAging":
+        """The trained model of the run in the folder `path`, or else one that ships, in float32, to age faces with.
 
-        What it makes goes to save_dir, or else to `path`. Its sizes come from the run's config.json, or for a
-        checkpoint of the reference program from the shapes of its weights. Raises InputError where there is none.
+        pretrained: "aging" or "2017", of those that ship. What it makes goes to save_dir, or else to `path`. Its sizes
+        come from the run's config.json, or from a reference checkpoint's weights. Raises InputError where it has none.
         """
-        path = Path(path or SHIPPED_MODEL)
+        path = Path(path or shipped_model(pretrained))
         config = read_config(path) or checkpoints.read_reference_config(path)
         if not config:
             raise InputError(f"{path} holds no trained model: train one, or name another --savedir")

@@ -18,7 +18,7 @@ from support.dataset import (
     photos_name,
 )
 from support.errors import InputError, printable
-from support.files import SHIPPED_MODEL, read_config, write_json
+from support.files import read_config, shipped_model, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
 from support.held_out import parts_of, warn_of_seen
 from support.labels import AgeBins
@@ -50,7 +50,7 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
         align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     if flags.use_init_model and not config:
-        warn_of_seen(read_config(SHIPPED_MODEL), flags.dataset, listing.faces, flags.seed)
+        warn_of_seen(read_config(shipped_model(flags.pretrained)), flags.dataset, listing.faces, flags.seed)
     return listing
 
 
@@ -86,7 +86,7 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
         learning_rate=flags.learning_rate,
         loss_weights=flags.loss_weights,
         use_trained_model=flags.use_trained_model,
-        use_init_model=flags.use_init_model,
+        init_model=flags.pretrained if flags.use_init_model else None,
         balance=flags.balance,
         flip=flags.flip,
         cache=flags.cache,
@@ -112,7 +112,9 @@ def train(flags: argparse.Namespace, given: set[str]) -> int:
 
 
 def load(flags: argparse.Namespace, given: set[str]):
-    """The model in savedir or, where none is yet, the one that ships; what it makes goes to savedir in any case.
+    """The model in savedir or, where none is yet or --pretrained is given, one that ships.
+
+    What it makes goes to savedir in any case.
 
     Returns it and the folder that it comes from.
     """
@@ -124,9 +126,10 @@ def load(flags: argparse.Namespace, given: set[str]):
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
     folder = flags.savedir
-    if not holds_model(folder):
-        print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
-        folder = SHIPPED_MODEL
+    if "pretrained" in given or not holds_model(folder):
+        if "pretrained" not in given:
+            print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
+        folder = shipped_model(flags.pretrained)
     recall(flags, given, read_config(folder), folder)
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
@@ -206,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if flags.is_train and given & AGING:
             raise InputError(f"--{min(given & AGING)} is for aging faces: add --is_train False")
+        if flags.is_train and flags.evaluate is None and "pretrained" in given and not flags.use_init_model:
+            raise InputError("--pretrained says which model to start from: add --use_init_model True")
         if flags.evaluate is not None:
             return evaluate(flags, given)
         return train(flags, given) if flags.is_train else test(flags, given)

@@ -27,7 +27,7 @@ from support import pictures
 from support.batches import split
 from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
 from support.errors import InputError
-from support.files import SHIPPED_MODEL, read_config, write_json, write_whole
+from support.files import BEST_MODEL, PACKED, SHIPPED_MODELS, read_config, write_json, write_whole
 from support.flags import to_path
 from support.held_out import held_out_of
 from support.images import save_image
@@ -37,19 +37,16 @@ from support.terminal import make_streams_safe
 with main.silence():
     import ops
     from FaceAging import FaceAging
-    from support.checkpoints import PACKED, pack_weights, saved_checkpoints
+    from support.checkpoints import pack_weights, saved_checkpoints
 
 DEMO = Path(__file__).parent
 FACES = DEMO / "faces"
 FACES_SEED = 5
 RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words for its codes 0 to 4
-SHOWN = {
-    "L1": 4,
-    "PSNR": 2,
-    "SSIM": 3,
-    "sharpness": 3,
-    "label_movement": 4,
-}  # measures, and their digits
+# measures of the card's tables, and their digits
+KEPT = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
+AGED = {"age_seen": 1, "centre_error": 1, "gender_obeyed": 2, "real_faces": 0, "real_age": 1, "real_age_seen": 1}
+PERSON = {"faces": 0, "rebuilt_same": 2, "aged_same": 2, "others_same": 2, "rebuilt_strict": 2, "aged_strict": 2}
 BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
@@ -73,7 +70,7 @@ def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[F
 
     With faces they carry the distribution of z over them, for `FaceAging.sample`.
     """
-    folder = folder or SHIPPED_MODEL
+    folder = folder or SHIPPED_MODELS[BEST_MODEL]
     model = FaceAging.load(run)
     config = read_config(run)
     step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
@@ -86,58 +83,73 @@ def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[F
 
 def write_card(run: Path) -> None:
     """Put the numbers of the packed model, and what packing costs, between the marks of demo/model/README.md."""
-    training = read_config(SHIPPED_MODEL)["training"]
+    folder = SHIPPED_MODELS[BEST_MODEL]
+    training = read_config(folder)["training"]
     model = FaceAging.load()
-    _, held_out = faces_of(SHIPPED_MODEL)
-    measured = model.evaluate(held_out, identity=False)
-    costs = {
-        "8 bits, as shipped": measured,
-        "float32, as trained": FaceAging.load(run).evaluate(held_out, identity=False),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        pack(run, 16, Path(folder))
-        costs["float16"] = FaceAging.load(folder).evaluate(held_out, identity=False)
-    by_race = {}
-    for code, race in enumerate(RACES):
-        faces = [face for face in held_out if Path(face.path).name.split("_")[2:3] == [str(code)]]
-        if faces:
-            by_race[race] = model.evaluate(faces, identity=False)["overall"]
+    trained_on, held_out = faces_of(folder)
+    measured = model.evaluate(held_out, others=trained_on)
+    flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
     lines = [
         BEGIN,
         "",
         f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model.size_batch} faces) of "
         f"{training['dataset']} with `--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
-        f"{' --balance True' * training['balance']}`, seed {model.seed}, "
-        f"{model.num_encoder_channels} encoder and {model.num_gen_channels} generator channels. "
-        f"Measured on the {measured['overall']['faces']} faces held out of training; a group of few faces says little.",
+        f"{flags}`, seed {model.seed}, {model.num_encoder_channels} encoder and {model.num_gen_channels} generator "
+        f"channels, {model.num_z_channels} numbers for z. Measured on the {measured['overall']['faces']} faces held "
+        "out of training; a group of few faces says little.",
         "",
-        *table("weights", {name: one["overall"] for name, one in costs.items()}),
-        "",
-        *table("age", measured["by_age"]),
-        "",
-        *table("gender", measured["by_gender"]),
-        "",
+        *table("weights", {"8 bits, as shipped": measured["overall"], **costs_of_packing(run, held_out)}, KEPT),
+        *table("age", measured["by_age"], KEPT),
+        *table("gender", measured["by_gender"], KEPT),
         "By skin tone the set has only its own race labels, given by an algorithm and checked by people:",
         "",
-        *table("race, as UTKFace has it", by_race),
+        *table("race, as UTKFace has it", by_race(model, held_out), KEPT),
+        *meanings(measured["units"], KEPT),
+        "The ages and genders that a small network sees in the faces made, and in the real ones:",
         "",
+        *table("age asked for", measured["aging"]["by_bin"], AGED),
+        *meanings(measured["aging"]["units"], AGED),
     ]
-    units = measured["units"]
-    lines += [f"- {name}: {units[name]}" for name in SHOWN]
-    card = SHIPPED_MODEL / "README.md"
+    if "identity" in measured:
+        people = measured["identity"]
+        lines += ["Whether a face stays the person of the photo, by dlib's embedding:", ""]
+        lines += table("age", {**people["by_bin"], "all": people["overall"]}, PERSON)
+        lines += meanings(people["units"], PERSON)
+    card = folder / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     with write_whole(card) as path:
-        path.write_text(before + "\n".join([*lines, "", END]) + after, encoding="utf-8")
+        path.write_text(before + "\n".join([*lines, END]) + after, encoding="utf-8")
 
 
-def table(head: str, groups: dict[str, dict]) -> list[str]:
-    rows = [[head, "faces", *SHOWN], ["---"] * (len(SHOWN) + 2)]
-    rows += [
-        [name, str(row["faces"]), *(f"{row[measure]:.{digits}f}" for measure, digits in SHOWN.items())]
-        for name, row in groups.items()
-    ]
-    return [f"| {' | '.join(row)} |" for row in rows]
+def costs_of_packing(run: Path, held_out: Sequence[Face]) -> dict[str, dict]:
+    """Returns what is measured with the run's own weights and with weights of 16 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack(run, 16, Path(folder))
+        models = {"float32, as trained": FaceAging.load(run), "float16": FaceAging.load(folder)}
+    return {name: model.evaluate(held_out, identity=False)["overall"] for name, model in models.items()}
+
+
+def by_race(model: FaceAging, held_out: Sequence[Face]) -> dict[str, dict]:
+    groups = {}
+    for code, race in enumerate(RACES):
+        faces = [face for face in held_out if Path(face.path).name.split("_")[2:3] == [str(code)]]
+        if faces:
+            groups[race] = model.evaluate(faces, identity=False)["overall"]
+    return groups
+
+
+def table(head: str, groups: dict[str, dict], columns: dict[str, int]) -> list[str]:
+    """Returns the lines of a table in Markdown, with an empty one behind; what is not known is left empty."""
+    rows = [[head, *columns], ["---"] * (len(columns) + 1)]
+    for name, row in groups.items():
+        known = {measure: row.get(measure) for measure in columns}
+        rows.append([name, *("" if known[m] is None else f"{known[m]:.{digits}f}" for m, digits in columns.items())])
+    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def meanings(units: dict[str, str], columns: dict[str, int]) -> list[str]:
+    return [*(f"- {name}: {units[name]}" for name in columns if name in units), ""]
 
 
 def make_faces() -> None:

@@ -1,14 +1,11 @@
 """Train the model that ships, and keep what its pictures are drawn from: `python -m demo.train --savedir save/shipped`.
 
 Takes main.py's flags, with half the channels and batches of 64 where they are not given; goes on where it was stopped.
-After each epoch, beside what every run writes:
-
-- `random/NN.png`: ten people who do not exist (columns; five as male, five as female) at every age (rows, young to
-  old). Each is the same place of the distribution of z after every epoch;
-- `held_out.csv`: what `FaceAging.evaluate` measures on the held-out faces, a row an epoch.
+After each epoch, beside what every run writes, it draws `random/NN.png`: ten people who do not exist (columns; five as
+male, five as female) at every age (rows, young to old). Each is the same place of the distribution of z after every
+epoch.
 """
 
-import csv
 import sys
 
 import numpy as np
@@ -39,21 +36,11 @@ def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int 
     return aged.reshape(bins, len(z), *aged.shape[1:])
 
 
-def keep_epoch(model: FaceAging, training: list, held_out: list) -> None:
-    """Write the sheet and the row of the epoch just done, unless a run before this one has."""
-    epoch = int(model.epoch) - 1
-    sheet = model.save_dir / "random" / f"{epoch_name(epoch)}.png"
+def keep_epoch(model: FaceAging, training: list) -> None:
+    """Draw the sheet of the epoch just done, unless a run before this one has."""
+    sheet = model.save_dir / "random" / f"{epoch_name(int(model.epoch) - 1)}.png"
     if sheet.exists():
         return
-    table = model.save_dir / "held_out.csv"
-    row = {"epoch": epoch, "step": int(model.step), **model.evaluate(held_out, identity=False)["overall"]}
-    del row["label_movement_by_bin"]
-    empty = not table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if empty:
-            writer.writeheader()
-        writer.writerow(row)
     model.fit_z(training[: main.FITTED_FACES])
     faces = random_faces(model)
     save_image(sheet, grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))
@@ -66,11 +53,11 @@ def train(argv: list[str]) -> int:
             flags, given = parse_flags([*HALF, *argv])
         listing = main.find_faces(flags, given)
         model, faces = main.build(flags, listing), listing.faces
-        training, held_out, _ = split_off(faces, model.seed, model.save_dir, model.devices.say)
+        training, _, _ = split_off(faces, model.seed, model.save_dir, model.devices.say)
         model.load_checkpoint()
         while True:
             if model.batch == 0 and model.epoch > 1:
-                keep_epoch(model, training, held_out)
+                keep_epoch(model, training)
             if model.epoch > flags.epoch:
                 return 0
             # epoch by epoch, each by going on from the checkpoint of the one before

@@ -22,11 +22,10 @@ import tensorflow as tf
 from keras import layers
 
 from support.errors import InputError, reason
-from support.files import read_config, sync_folder, write_whole
+from support.files import PACKED, read_config, sync_folder, write_whole
 from support.latent import Distribution
 
 FOLDER = "checkpoint"  # the folder of a run that holds its checkpoints; in it a file of this name lists them
-PACKED = "weights.npz"  # the file that holds the weights of a packed model
 # what TensorFlow raises for a checkpoint of which a file is changed, missing or (IndexError) cut short
 DAMAGE = (tf.errors.OpError, OSError, IndexError)
 STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # keys of the file `checkpoint`: the latest, and all

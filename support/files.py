@@ -19,7 +19,11 @@ from support.weights import COUNTS
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `write_whole` calls a file until it is whole
 NAME_BYTES = 200  # the part of a file's name that is a photo's own: file systems take 255 bytes in all
 LARGEST_SEED = 2**32 - 1  # NumPy's generator takes no larger one
-SHIPPED_MODEL = Path(__file__).parents[1] / "demo" / "model"
+DEMO = Path(__file__).parents[1] / "demo"
+# the folders of the models that ship, by the --loss_weights that each was trained with; the first is the best one
+SHIPPED_MODELS = {"aging": DEMO / "model", "2017": DEMO / "model_2017"}
+BEST_MODEL = next(iter(SHIPPED_MODELS))
+PACKED = "weights.npz"  # the file that holds the weights of a packed model
 
 
 def _whole(low: int = 1, high: int = 10**9) -> tuple:
@@ -186,6 +190,17 @@ def read_config(save_dir: str | Path) -> dict:
         if wrong:
             raise InputError(f"{path} has under {part} {wrong[0]}: mend it, or give another --savedir")
     return config
+
+
+def shipped_model(name: str) -> Path:
+    """Returns the folder of the model that ships under this name. Raises InputError where there is none, or half."""
+    if name not in SHIPPED_MODELS:
+        raise InputError(f"no model {name} ships: take {' or '.join(SHIPPED_MODELS)}")
+    folder = SHIPPED_MODELS[name]
+    for part in ("config.json", PACKED):
+        if not (folder / part).is_file():
+            raise InputError(f"{folder} has no {part}: get it again from where the program came from")
+    return folder
 
 
 def write_config(save_dir: Path, model: dict, training: dict) -> None:

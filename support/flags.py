@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from support.errors import InputError, printable
-from support.files import LARGEST_SEED, PRECISIONS, SHIPPED_MODEL, read_config
+from support.files import BEST_MODEL, DEMO, LARGEST_SEED, PRECISIONS, SHIPPED_MODELS, read_config, shipped_model
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.terminal import python
 from support.weights import COUNTS, OF_THE_PAPER, PRESETS
 
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
-DEMO_FACES = SHIPPED_MODEL.parent / "faces"  # wherever the program is called from
+DEMO_FACES = DEMO / "faces"  # wherever the program is called from
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
 MOST_RANDOM = 10_000  # people that --random draws at once
 LARGEST = 10**9  # the largest whole number that a flag takes: a larger one is a slip
@@ -209,7 +209,14 @@ def _add_beginning(flag) -> None:
         "--use_init_model",
         **BOOL,
         default=False,
-        help="True starts from the shipped model where savedir holds none",
+        help="True starts from a model that ships where savedir holds none",
+    )
+    flag(
+        "--pretrained",
+        choices=SHIPPED_MODELS,
+        default=BEST_MODEL,
+        help="the model that ships, to start from, age faces with or measure, is the one trained with these "
+        "--loss_weights; given, it is taken to age and to measure even where savedir holds one",
     )
 
 
@@ -291,10 +298,8 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict, folder: Pat
 
 
 def check_sizes(flags: argparse.Namespace) -> None:
-    """Raise InputError where a training cannot start from the shipped model, with the flags with which it can."""
-    shipped = read_config(SHIPPED_MODEL).get("model")
-    if not shipped:
-        raise InputError(f"no model ships in {SHIPPED_MODEL}: leave out --use_init_model")
+    """Raise InputError where a training cannot start from the model that ships, with the flags with which it can."""
+    shipped = read_config(shipped_model(flags.pretrained))["model"]
 
     def written(value) -> str:
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

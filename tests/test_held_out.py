@@ -14,7 +14,7 @@ from support.batches import split
 from support.dataset import list_faces
 from support.draw_faces import draw_dataset
 from support.errors import InputError
-from support.files import SHIPPED_MODEL, read_config, write_json
+from support.files import SHIPPED_MODELS, read_config, write_json
 from support.flags import parse_flags
 from support.held_out import find_copies, held_out_of, split_off
 from tests.conftest import TINY
@@ -163,7 +163,7 @@ def test_other_faces_of_the_same_number_are_refused_before_training(run, folder,
 
 
 def test_starting_from_a_model_that_saw_the_held_out_faces_is_said(run, folder, monkeypatch, capsys):
-    monkeypatch.setattr("main.SHIPPED_MODEL", run)
+    monkeypatch.setattr("main.shipped_model", lambda name: run)
     monkeypatch.setattr("main.check_sizes", lambda _: None)
     for seed in (SEED, SEED + 1):
         flags, given = parse_flags(["--dataset=mine", "--savedir=new", "--use_init_model=True", f"--seed={seed}"])
@@ -178,12 +178,15 @@ def test_a_packed_model_carries_the_record(run, tmp_path):
     assert read_config(tmp_path / "packed")["training"]["held_out"] == read_config(run)["training"]["held_out"]
 
 
-def test_the_model_that_ships_knows_its_held_out_faces():
-    record = read_config(SHIPPED_MODEL)["training"]["held_out"]
-    assert len(record) == 98  # of 100: UTKFace has two of them once more, under names that were trained on
+# of the baseline's 100, UTKFace has two once more, under names that it was trained on
+@pytest.mark.parametrize(("name", "faces"), [("aging", 100), ("2017", 98)])
+def test_the_models_that_ship_know_their_held_out_faces(name, faces):
+    config = read_config(SHIPPED_MODELS[name])
+    record = config["training"]["held_out"]
+    assert len(record) == faces
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record)
-    with pytest.raises(InputError, match="98 of the 98 faces held out of the training are not in this data set"):
-        held_out_of(read_config(SHIPPED_MODEL), [], SEED)
+    with pytest.raises(InputError, match=f"{faces} of the {faces} faces held out of the training are not in this data"):
+        held_out_of(config, [], SEED)
 
 
 def test_a_face_that_is_given_twice_is_a_copy_of_itself(faces, tmp_path):

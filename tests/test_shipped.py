@@ -1,7 +1,7 @@
 """The model that ships: how it is packed, who takes it; and what --evaluate measures."""
 
-import csv
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from support.checkpoints import pack_weights, unpack_weights
 from support.dataset import parse_name
 from support.errors import InputError
 from support.evaluation import MEASURES, sharpness, ssim
-from support.files import read_config
+from support.files import SHIPPED_MODELS, read_config
 from tests.conftest import TINY, TINY_FLAGS
 from tests.tools import compare_runs
 
@@ -44,9 +44,8 @@ def packed(run, tmp_path_factory):
 
 @pytest.fixture
 def shipped(packed, monkeypatch):
-    """The packed model in the place of the one that ships."""
-    for module in ("main", "FaceAging", "support.flags"):
-        monkeypatch.setattr(f"{module}.SHIPPED_MODEL", packed)
+    """The packed model in the place of the best one that ships."""
+    monkeypatch.setitem(SHIPPED_MODELS, "aging", packed)
     return packed
 
 
@@ -98,9 +97,80 @@ def test_shipped_model_ages_where_there_is_none(shipped, faces, tmp_path, capsys
     assert FaceAging.load().save_dir == shipped
 
 
+@pytest.fixture
+def two_ship(shipped, faces, tmp_path, monkeypatch):
+    """A second model that ships, of other weights and sizes, in the place of the baseline."""
+    other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=tmp_path / "other")
+    assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
+    make.pack(other.save_dir, 8, tmp_path / "baseline")
+    monkeypatch.setitem(SHIPPED_MODELS, "2017", tmp_path / "baseline")
+    return shipped, tmp_path / "baseline"
+
+
+def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run, faces, drawn_folder, tmp_path, capsys):
+    aging, measuring = ["--is_train=False", "--testdir", faces[0].path], ["--evaluate", str(drawn_folder)]
+    lengths = {"aging": FaceAging.load().num_z_channels, "2017": FaceAging.load(pretrained="2017").num_z_channels}
+    assert lengths == {"aging": 50, "2017": 7}
+    sheets = {}
+    for name, flags in {
+        "run": [],
+        "aging": ["--pretrained=aging"],
+        "2017": ["--pretrained=2017"],
+    }.items():
+        place = tmp_path / name
+        shutil.copytree(run.save_dir, place)
+        assert main.main([*aging, "--savedir", str(place), *flags]) == 0
+        sheets[name] = iio.imread(place / "test/test_as_male.png").astype(int)
+        assert main.main([*measuring, "--savedir", str(place), *flags]) == 0
+        measured = json.loads((place / "evaluation.json").read_text())["overall"]["L1"]
+        sheets[name] = sheets[name], measured
+    assert "taking the one that ships" not in capsys.readouterr().out  # it was asked for
+    assert np.abs(sheets["run"][0] - sheets["aging"][0]).max() <= 3  # the same weights, in 8 bits
+    assert np.abs(sheets["run"][0] - sheets["2017"][0]).max() > 3
+    assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["2017"][1]
+
+
+def test_a_training_starts_from_the_model_that_is_named(two_ship, faces, tmp_path):
+    _, baseline = two_ship
+    model = FaceAging(**{**TINY, "num_z_channels": 7}, save_dir=tmp_path / "save")
+    model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="2017")
+    theirs = FaceAging.load(baseline)
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(model.E.weights, theirs.E.weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--pretrained=2018"], "invalid choice: '2018'"),
+        (["--pretrained=2017"], "--pretrained says which model to start from: add --use_init_model True"),
+        (["--use_init_model=True", "--pretrained=2017"], "num_z_channels 7, not"),
+    ],
+)
+def test_a_pretrained_that_means_nothing_is_refused(two_ship, workplace, capsys, flags, said):
+    try:
+        status = main.main(["--dataset=drawn", *TINY_FLAGS, *flags])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    assert not (workplace / "save").exists()
+
+
+@pytest.mark.parametrize("part", ["weights.npz", "config.json"])
+@pytest.mark.parametrize("flags", [["--is_train=False"], ["--evaluate", "drawn"], ["--use_init_model=True"]])
+def test_a_model_that_ships_by_half_is_named(two_ship, workplace, drawn_folder, capsys, part, flags):
+    _, baseline = two_ship
+    (baseline / part).unlink()
+    (baseline / "README.md").write_text("The card")
+    flags = [str(drawn_folder) if flag == "drawn" else flag for flag in flags]
+    assert main.main(["--dataset=drawn", "--pretrained=2017", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{baseline} has no {part}: get it again" in line
+    assert not (workplace / "save").exists()
+
+
 def test_training_can_start_from_the_shipped_model(shipped, run, faces, tmp_path):
     model = FaceAging(**{**TINY, "seed": 3}, save_dir=tmp_path / "save")
-    model.train(faces, num_epochs=1, learning_rate=1e-12, use_init_model=True)
+    model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="aging")
     for ours, theirs in zip(model.E.weights, run.E.weights, strict=True):
         assert np.abs(ours.numpy() - theirs.numpy()).max() <= np.abs(theirs.numpy()).max() / 100
 
@@ -122,23 +192,19 @@ def test_the_model_that_ships_ages_the_faces_that_ship(tmp_path, monkeypatch, ca
     aged = len(list(make.FACES.glob("*.png")))
     assert aged >= 12 and f"{aged} faces aged" in capsys.readouterr().out
     assert iio.imread(tmp_path / "test/test_as_male.png").std() > 20
-    assert (make.SHIPPED_MODEL / "weights.npz").stat().st_size < 80e6
+    assert sum((folder / "weights.npz").stat().st_size for folder in SHIPPED_MODELS.values()) < 80e6
 
 
 def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--precision=float32", "--learning_rate=0.01"]
     assert train.train([*flags, "--epoch=1"]) == 0
     assert train.train(["--epoch=2"]) == 0
-    with (workplace / "save/held_out.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["epoch"], row["step"], row["faces"]) for row in rows] == [("1", "5", "6"), ("2", "10", "6")]
     sheets = [iio.imread(workplace / f"save/random/{name}.png") for name in ("01", "02")]
     assert sheets[0].shape == sheets[1].shape == (320, 320, 3)  # ten z, ten ages
     assert not np.array_equal(*sheets)
 
     demo = workplace / "demo"
-    for module in ("main", "FaceAging", "support.flags", "demo.make"):
-        monkeypatch.setattr(f"{module}.SHIPPED_MODEL", demo / "model")
+    monkeypatch.setitem(SHIPPED_MODELS, "aging", demo / "model")
     monkeypatch.setattr(make, "DEMO", demo)
     monkeypatch.setattr(make, "FACES", demo / "faces")
     card = Path(main.__file__).parent / "demo/model/README.md"
