@@ -1,13 +1,14 @@
 """Make what ships in demo/ from a run of demo.train: `python -m demo.make save/shipped`, or only some steps of it.
 
-- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights, and how z of the faces that it
-  was trained on is distributed;
+- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights, each the mean over the last
+  epochs, and how z of the faces that it was trained on is distributed;
 - card: the numbers in demo/model/README.md, measured on the run's held-out faces, which must be in data/;
 - faces: demo/faces, twenty people who do not exist (`FaceAging.sample`), each of two at another age bin, one as male
   and one as female. They are taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old.
   Those of an earlier call are removed;
-- pictures: demo/sample.png (those faces and their reconstructions), demo/test.png (ten of them at every age),
-  demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
+- pictures: demo/ages.png (one of them at every age, large), demo/sample.png (all, and their reconstructions),
+  demo/test.png (ten of them at every age), demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's
+  random faces, epoch by epoch).
 
 Later steps take the packed model, so that what is shown and measured is what ships.
 """
@@ -36,8 +37,9 @@ from support.terminal import make_streams_safe
 
 with main.silence():
     import ops
+    from demo.train import kept_epochs
     from FaceAging import FaceAging
-    from support.checkpoints import pack_weights, saved_checkpoints
+    from support.checkpoints import pack_weights, saved_checkpoints, unpack_weights
 
 DEMO = Path(__file__).parent
 FACES = DEMO / "faces"
@@ -47,9 +49,11 @@ RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words fo
 KEPT = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
 AGED = {"age_seen": 1, "centre_error": 1, "gender_obeyed": 2, "real_faces": 0, "real_age": 1, "real_age_seen": 1}
 PERSON = {"faces": 0, "rebuilt_same": 2, "aged_same": 2, "others_same": 2, "rebuilt_strict": 2, "aged_strict": 2}
+AVERAGED = 3  # epochs, the last ones
 BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
+SHOWN_LARGE, LARGE = 1, 256  # the number of the face in demo/ages.png, and its side there in pixels
 
 
 def read_losses(run: Path) -> list[dict[str, str]]:
@@ -65,13 +69,31 @@ def faces_of(run: Path) -> tuple[list[Face], list[Face]]:
     return split(faces, seed)[0], held_out_of(config, faces, seed)
 
 
+def load_averaged(run: Path) -> FaceAging:
+    """Returns a run's model with the mean of its weights after each of the last epochs, where demo.train kept them.
+
+    The weights of one epoch swing about that mean (stochastic weight averaging: Izmailov et al., UAI 2018).
+    """
+    model = FaceAging.load(run)
+    epochs = kept_epochs(run)[-AVERAGED:]
+    variables = model.E.weights + model.G.weights
+    sums = [0] * len(variables)
+    for path in epochs:
+        unpack_weights(path, [model.E, model.G])
+        sums = [total + variable.numpy() for total, variable in zip(sums, variables, strict=True)]
+    for variable, total in zip(variables, sums, strict=True):
+        if epochs:
+            variable.assign(total / len(epochs))
+    return model
+
+
 def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[Face] = ()) -> None:
-    """Write the latest E and G of a run into the folder, or else into demo/model.
+    """Write the averaged E and G of a run into the folder, or else into demo/model.
 
     With faces they carry the distribution of z over them, for `FaceAging.sample`.
     """
     folder = folder or SHIPPED_MODELS[BEST_MODEL]
-    model = FaceAging.load(run)
+    model = load_averaged(run)
     config = read_config(run)
     step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
     config["training"] |= {"steps": step, "epochs": round(float(read_losses(run)[step - 1]["epoch"]), 2)}
@@ -123,10 +145,11 @@ def write_card(run: Path) -> None:
 
 
 def costs_of_packing(run: Path, held_out: Sequence[Face]) -> dict[str, dict]:
-    """Returns what is measured with the run's own weights and with weights of 16 bits."""
+    """Returns what is measured with weights of more bits, and with those of the last epoch alone."""
     with tempfile.TemporaryDirectory() as folder:
         pack(run, 16, Path(folder))
-        models = {"float32, as trained": FaceAging.load(run), "float16": FaceAging.load(folder)}
+        models = {"float32": load_averaged(run), "float16": FaceAging.load(folder)}
+    models["float32, of the last epoch alone"] = FaceAging.load(run)
     return {name: model.evaluate(held_out, identity=False)["overall"] for name, model in models.items()}
 
 
@@ -170,11 +193,24 @@ def shrunk(picture: np.ndarray, width: int = PICTURE_WIDTH) -> np.ndarray:
     return np.asarray(image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS))
 
 
+def at_every_age(model: FaceAging, image: np.ndarray, gender: int) -> np.ndarray:
+    """Returns two rows of one large face, young to old, with the age bins above: uint8 [H, W, 3]."""
+    aged = model.age(image[np.newaxis], model.bins.centres, [gender])
+    large = np.stack([Image.fromarray(face).resize((LARGE, LARGE), Image.Resampling.LANCZOS) for face in aged])
+    middle = len(large) // 2
+    rows = [
+        pictures.sheet(large[np.newaxis, part], [""], model.bins.names[part])
+        for part in (slice(middle), slice(middle, None))
+    ]
+    return np.concatenate(rows)
+
+
 def draw_pictures(run: Path) -> None:
     model = FaceAging.load()
     paths = [FACES / name for name in picture_names(FACES)]
     faces = [parse_name(path.name) for path in paths]
     images = np.stack([ops.load_image(path, model.size_image, model.num_input_channels) for path in paths])
+    save_image(DEMO / "ages.png", at_every_age(model, images[SHOWN_LARGE - 1], faces[SHOWN_LARGE - 1][2]))
     kept = model.age(images, [age for _, age, _ in faces], [gender for _, _, gender in faces])
     rows = np.stack([images[:10], kept[:10], images[10:20], kept[10:20]])
     save_image(DEMO / "sample.png", shrunk(pictures.sheet(rows, ["face", "as kept"] * 2)))

@@ -1,12 +1,15 @@
 """Train the model that ships, and keep what its pictures are drawn from: `python -m demo.train --savedir save/shipped`.
 
 Takes main.py's flags, with half the channels and batches of 64 where they are not given; goes on where it was stopped.
-After each epoch, beside what every run writes, it draws `random/NN.png`: ten people who do not exist (columns; five as
-male, five as female) at every age (rows, young to old). Each is the same place of the distribution of z after every
-epoch.
+After each epoch, beside what every run writes:
+
+- `random/NN.png`: ten people who do not exist (columns; five as male, five as female) at every age (rows, young to
+  old). Each is the same place of the distribution of z after every epoch;
+- `epochs/NN.npz`: the weights of E and G after each of the last epochs, of which demo.make takes the mean.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -23,8 +26,10 @@ from support.terminal import make_streams_safe
 
 with main.silence():
     from FaceAging import FaceAging
+    from support.checkpoints import pack_weights
 
 HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
+KEPT_EPOCHS = 8  # epochs whose weights are kept
 RANDOM_FACES = [MALE] * 5 + [FEMALE] * 5
 
 
@@ -36,11 +41,20 @@ def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int 
     return aged.reshape(bins, len(z), *aged.shape[1:])
 
 
+def kept_epochs(run: Path) -> list[Path]:
+    """Returns the files that hold the weights of the last epochs of a run, earliest first."""
+    return sorted(run.glob("epochs/[0-9]*.npz"), key=lambda path: int(path.stem))
+
+
 def keep_epoch(model: FaceAging, training: list) -> None:
-    """Draw the sheet of the epoch just done, unless a run before this one has."""
-    sheet = model.save_dir / "random" / f"{epoch_name(int(model.epoch) - 1)}.png"
+    """Keep the weights of the epoch just done and draw its sheet, unless a run before this one has."""
+    name = epoch_name(int(model.epoch) - 1)
+    sheet = model.save_dir / "random" / f"{name}.png"
     if sheet.exists():
         return
+    pack_weights(model.save_dir / "epochs" / f"{name}.npz", [model.E, model.G], bits=16)
+    for path in kept_epochs(model.save_dir)[:-KEPT_EPOCHS]:
+        path.unlink()
     model.fit_z(training[: main.FITTED_FACES])
     faces = random_faces(model)
     save_image(sheet, grid(faces.reshape(-1, *faces.shape[2:]), faces.shape[1]))

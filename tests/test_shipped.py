@@ -199,6 +199,14 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--precision=float32", "--learning_rate=0.01"]
     assert train.train([*flags, "--epoch=1"]) == 0
     assert train.train(["--epoch=2"]) == 0
+    kept = train.kept_epochs(workplace / "save")
+    assert [path.name for path in kept] == ["01.npz", "02.npz"]
+    averaged, last = make.load_averaged(workplace / "save"), FaceAging.load(workplace / "save")
+    first = FaceAging.load(workplace / "save")
+    unpack_weights(kept[0], [first.E, first.G])
+    for mean, one, two in zip(averaged.G.weights, first.G.weights, last.G.weights, strict=True):
+        np.testing.assert_allclose(mean, (one.numpy() + two.numpy()) / 2, atol=2e-3)
+        assert not np.allclose(one, two, atol=1e-3)
     sheets = [iio.imread(workplace / f"save/random/{name}.png") for name in ("01", "02")]
     assert sheets[0].shape == sheets[1].shape == (320, 320, 3)  # ten z, ten ages
     assert not np.array_equal(*sheets)
@@ -213,9 +221,9 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     assert make.make(["save"]) == 0
     assert make.make(["save", "card"]) == 0  # written over, not twice
     written = (demo / "model/README.md").read_text(encoding="utf-8")
-    assert written.count(make.BEGIN) == written.count("| 8 bits, as shipped | 6 |") == written.count("| 71+ |") == 1
+    assert written.count(make.BEGIN) == written.count("| 8 bits, as shipped | 6 |") == written.count("| age asked for |") == 1
     assert {path.name for path in demo.iterdir()} == {
-        *("model", "faces", "sample.png", "test.png", "loss_epoch.png", "demo_train.gif")
+        *("model", "faces", "ages.png", "sample.png", "test.png", "loss_epoch.png", "demo_train.gif")
     }
     named = [parse_name(path.name) for path in (demo / "faces").iterdir()]
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
