@@ -221,7 +221,12 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     assert make.make(["save"]) == 0
     assert make.make(["save", "card"]) == 0  # written over, not twice
     written = (demo / "model/README.md").read_text(encoding="utf-8")
-    assert written.count(make.BEGIN) == written.count("| 8 bits, as shipped | 6 |") == written.count("| age asked for |") == 1
+    assert (
+        written.count(make.BEGIN)
+        == written.count("| 8 bits, as shipped | 6 |")
+        == written.count("| age asked for |")
+        == 1
+    )
     assert {path.name for path in demo.iterdir()} == {
         *("model", "faces", "ages.png", "sample.png", "test.png", "loss_epoch.png", "demo_train.gif")
     }
