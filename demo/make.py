@@ -53,7 +53,7 @@ AVERAGED = 4  # epochs, the last ones, whose weights are averaged: by L1 on the 
 BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
-SHOWN_LARGE, LARGE = 1, 256  # the number of the face in demo/ages.png, and its side there in pixels
+SHOWN_LARGE, LARGE = 4, 256  # the number of the face in demo/ages.png, and its side there in pixels
 
 
 def read_losses(run: Path) -> list[dict[str, str]]:
