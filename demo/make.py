@@ -75,15 +75,13 @@ def load_averaged(run: Path) -> FaceAging:
     The weights of one epoch swing about that mean (stochastic weight averaging: Izmailov et al., UAI 2018).
     """
     model = FaceAging.load(run)
-    epochs = kept_epochs(run)[-AVERAGED:]
     variables = model.E.weights + model.G.weights
-    sums = [0] * len(variables)
-    for path in epochs:
+    epochs = []
+    for path in kept_epochs(run)[-AVERAGED:]:
         unpack_weights(path, [model.E, model.G])
-        sums = [total + variable.numpy() for total, variable in zip(sums, variables, strict=True)]
-    for variable, total in zip(variables, sums, strict=True):
-        if epochs:
-            variable.assign(total / len(epochs))
+        epochs.append([variable.numpy() for variable in variables])
+    for variable, values in zip(variables, zip(*epochs, strict=True), strict=bool(epochs)):
+        variable.assign(np.mean(values, axis=0))
     return model
 
 
