@@ -49,7 +49,6 @@ RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words fo
 KEPT = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
 AGED = {"age_seen": 1, "centre_error": 1, "gender_obeyed": 2, "real_faces": 0, "real_age": 1, "real_age_seen": 1}
 PERSON = {"faces": 0, "rebuilt_same": 2, "aged_same": 2, "others_same": 2, "rebuilt_strict": 2, "aged_strict": 2}
-AVERAGED = 4  # epochs, the last ones, whose weights are averaged: by L1 on the held-out faces 3 to 6 do alike
 BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
@@ -77,7 +76,7 @@ def load_averaged(run: Path) -> FaceAging:
     model = FaceAging.load(run)
     variables = model.E.weights + model.G.weights
     epochs = []
-    for path in kept_epochs(run)[-AVERAGED:]:
+    for path in kept_epochs(run):
         unpack_weights(path, [model.E, model.G])
         epochs.append([variable.numpy() for variable in variables])
     for variable, values in zip(variables, zip(*epochs, strict=True), strict=bool(epochs)):
@@ -94,7 +93,8 @@ def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[F
     model = load_averaged(run)
     config = read_config(run)
     step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
-    config["training"] |= {"steps": step, "epochs": round(float(read_losses(run)[step - 1]["epoch"]), 2)}
+    epochs = round(float(read_losses(run)[step - 1]["epoch"]), 2)
+    config["training"] |= {"steps": step, "epochs": epochs, "averaged_epochs": len(kept_epochs(run))}
     if faces:
         model.fit_z(faces)
     pack_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
@@ -109,15 +109,16 @@ def write_card(run: Path) -> None:
     trained_on, held_out = faces_of(folder)
     measured = model.evaluate(held_out, others=trained_on)
     flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
+    averaged = training["averaged_epochs"]
+    mean = f" The weights are the mean of those after each of the last {averaged} epochs." if averaged > 1 else ""
     lines = [
         BEGIN,
         "",
         f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model.size_batch} faces) of "
         f"{training['dataset']} with `--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
         f"{flags}`, seed {model.seed}, {model.num_encoder_channels} encoder and {model.num_gen_channels} generator "
-        f"channels, {model.num_z_channels} numbers for z. The weights are the mean of those after each of the last "
-        f"{AVERAGED} epochs. Measured on the {measured['overall']['faces']} faces held "
-        "out of training; a group of few faces says little.",
+        f"channels, {model.num_z_channels} numbers for z.{mean} Measured on the "
+        f"{measured['overall']['faces']} faces held out of training; a group of few faces says little.",
         "",
         *table("weights", {"8 bits, as shipped": measured["overall"], **costs_of_packing(run, held_out)}, KEPT),
         *table("age", measured["by_age"], KEPT),

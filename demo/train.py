@@ -29,7 +29,7 @@ with main.silence():
     from support.checkpoints import pack_weights
 
 HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
-KEPT_EPOCHS = 8  # epochs whose weights are kept
+KEPT_EPOCHS = 4  # epochs, the last ones, whose weights are averaged: by L1 on the held-out faces 3 to 6 do alike
 RANDOM_FACES = [MALE] * 5 + [FEMALE] * 5
 
 
@@ -43,7 +43,7 @@ def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int 
 
 def kept_epochs(run: Path) -> list[Path]:
     """Returns the files that hold the weights of the last epochs of a run, earliest first."""
-    return sorted(run.glob("epochs/[0-9]*.npz"), key=lambda path: int(path.stem))
+    return sorted(run.glob("epochs/[0-9]*.npz"), key=lambda path: int(path.stem))[-KEPT_EPOCHS:]
 
 
 def keep_epoch(model: FaceAging, training: list) -> None:
@@ -53,7 +53,7 @@ def keep_epoch(model: FaceAging, training: list) -> None:
     if sheet.exists():
         return
     pack_weights(model.save_dir / "epochs" / f"{name}.npz", [model.E, model.G], bits=16)
-    for path in kept_epochs(model.save_dir)[:-KEPT_EPOCHS]:
+    for path in {*model.save_dir.glob("epochs/*.npz")} - {*kept_epochs(model.save_dir)}:
         path.unlink()
     model.fit_z(training[: main.FITTED_FACES])
     faces = random_faces(model)
