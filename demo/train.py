@@ -43,7 +43,7 @@ def random_faces(model: FaceAging, genders: list[int] = RANDOM_FACES, seed: int 
 
 def kept_epochs(run: Path) -> list[Path]:
     """Returns the files that hold the weights of the last epochs of a run, earliest first."""
-    return sorted(run.glob("epochs/[0-9]*.npz"), key=lambda path: int(path.stem))[-KEPT_EPOCHS:]
+    return sorted(run.glob("epochs/[0-9]*.npz"), key=lambda path: int(path.stem))
 
 
 def keep_epoch(model: FaceAging, training: list) -> None:
@@ -53,7 +53,7 @@ def keep_epoch(model: FaceAging, training: list) -> None:
     if sheet.exists():
         return
     pack_weights(model.save_dir / "epochs" / f"{name}.npz", [model.E, model.G], bits=16)
-    for path in {*model.save_dir.glob("epochs/*.npz")} - {*kept_epochs(model.save_dir)}:
+    for path in kept_epochs(model.save_dir)[:-KEPT_EPOCHS]:
         path.unlink()
     model.fit_z(training[: main.FITTED_FACES])
     faces = random_faces(model)
