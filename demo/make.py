@@ -91,34 +91,33 @@ def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[F
     """
     folder = folder or SHIPPED_MODELS[BEST_MODEL]
     model = load_averaged(run)
-    config = read_config(run)
-    step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
-    epochs = round(float(read_losses(run)[step - 1]["epoch"]), 2)
-    config["training"] |= {"steps": step, "epochs": epochs, "averaged_epochs": len(kept_epochs(run))}
     if faces:
         model.fit_z(faces)
     pack_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", packed_config(run))
+
+
+def packed_config(run: Path) -> dict:
+    """Returns a run's config.json and with it how long it was trained, which a packed model's already tells."""
+    config = read_config(run)
+    if "steps" not in config["training"]:
+        step = int(saved_checkpoints(run / "checkpoint")[0].rsplit("-", 1)[1])
+        epochs = round(float(read_losses(run)[step - 1]["epoch"]), 2)
+        config["training"] |= {"steps": step, "epochs": epochs, "averaged_epochs": len(kept_epochs(run))}
+    return config
 
 
 def write_card(run: Path) -> None:
     """Put the numbers of the packed model, and what packing costs, between the marks of demo/model/README.md."""
     folder = SHIPPED_MODELS[BEST_MODEL]
-    training = read_config(folder)["training"]
     model = FaceAging.load()
     trained_on, held_out = faces_of(folder)
     measured = model.evaluate(held_out, others=trained_on)
-    flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
-    averaged = training["averaged_epochs"]
-    mean = f" The weights are the mean of those after each of the last {averaged} epochs." if averaged > 1 else ""
     lines = [
         BEGIN,
         "",
-        f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model.size_batch} faces) of "
-        f"{training['dataset']} with `--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
-        f"{flags}`, seed {model.seed}, {model.num_encoder_channels} encoder and {model.num_gen_channels} generator "
-        f"channels, {model.num_z_channels} numbers for z.{mean} Measured on the "
-        f"{measured['overall']['faces']} faces held out of training; a group of few faces says little.",
+        f"{how_trained(read_config(folder))} Measured on the {measured['overall']['faces']} faces held out of "
+        "training; a group of few faces says little.",
         "",
         *table("weights", {"8 bits, as shipped": measured["overall"], **costs_of_packing(run, held_out)}, KEPT),
         *table("age", measured["by_age"], KEPT),
@@ -142,6 +141,33 @@ def write_card(run: Path) -> None:
     _, _, after = rest.partition(END)
     with write_whole(card) as path:
         path.write_text(before + "\n".join([*lines, END]) + after, encoding="utf-8")
+
+
+def how_trained(config: dict) -> str:
+    """Returns the card's sentences on what a packed model was trained with."""
+    model, training = config["model"], config["training"]
+    flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
+    says = (
+        f"Trained for {amount(training, model['size_batch'])} of {training['dataset']} with "
+        f"`{loss_weights(training)}{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder and "
+        f"{model['num_gen_channels']} generator channels, {model['num_z_channels']} numbers for z."
+    )
+    if narrow := training.get("widened_from"):
+        says += (
+            " Its networks began as those of a model of half the channels, trained for "
+            f"{amount(narrow, narrow['size_batch'])} with `{loss_weights(narrow)}`."
+        )
+    if (averaged := training["averaged_epochs"]) > 1:
+        says += f" The weights are the mean of those after each of the last {averaged} epochs."
+    return says
+
+
+def amount(training: dict, size_batch: int) -> str:
+    return f"{training['epochs']:g} epochs ({training['steps']:,} steps of {size_batch} faces)"
+
+
+def loss_weights(training: dict) -> str:
+    return f"--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
 
 
 def costs_of_packing(run: Path, held_out: Sequence[Face]) -> dict[str, dict]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import main
-from demo import make, train
+from demo import make, train, widen
 from FaceAging import FaceAging
 from ops import load_image, normalize
 from support import recognition
@@ -232,6 +232,37 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     }
     named = [parse_name(path.name) for path in (demo / "faces").iterdir()]
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
+
+
+def test_widened_networks_compute_what_the_narrower_ones_do(run, faces):
+    images = normalize(np.stack([load_image(face.path, 32, 3) for face in faces[:5]]))
+    labels = run.bins.one_hot(np.array([3, 30, 80])), np.array([[1, -1], [-1, 1], [1, -1]], np.float32)
+    wide = widen.widened(run)
+    assert (wide.num_encoder_channels, wide.num_gen_channels) == (8, 64)
+    z = run.E(images, training=False).numpy()
+    np.testing.assert_allclose(wide.E(images, training=False), z, atol=1e-5)
+    ours, theirs = (model.G([z[:3], *labels], training=False) for model in (run, wide))
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    for network, layer in ((wide.E, "E_conv1"), (wide.G, "G_deconv1")):  # what the two of a pair send on is not alike
+        kernel = network.get_layer(layer).kernel.numpy()
+        assert not np.allclose(*np.split(kernel.reshape(*kernel.shape[:2], -1, 2), 2, axis=-1))
+
+
+def test_a_run_goes_on_at_twice_the_width(packed, workplace, monkeypatch, capsys):
+    monkeypatch.setattr(widen, "BATCH", 10)
+    assert widen.widen([str(packed), "wide"]) == 0
+    assert widen.widen([str(packed), "wide"]) == 2
+    assert capsys.readouterr().err == "demo.widen: wide holds a run: give another folder\n"
+    assert train.train(["--savedir=wide", "--epoch=1", "--precision=float32"]) == 0
+    folder = workplace / "wide"
+    assert make.pack(folder, 8, workplace / "model") is None
+    config = read_config(workplace / "model")
+    assert config["training"]["held_out"] == read_config(packed)["training"]["held_out"]
+    assert make.how_trained(config) == (
+        "Trained for 1 epochs (5 steps of 10 faces) of drawn with `--loss_weights 0.0003,0.0001,0.0001,0.005,0.3`, "
+        "seed 2017, 8 encoder and 64 generator channels, 50 numbers for z. Its networks began as those of a model of "
+        "half the channels, trained for 1 epochs (5 steps of 10 faces) with `--loss_weights 0.0001,0.0001,0.0001`."
+    )
 
 
 def test_the_table_of_runs_has_a_row_a_run_with_every_number(run, workplace, tmp_path, monkeypatch, capsys):

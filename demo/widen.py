@@ -1,0 +1,95 @@
+"""Begin a run at twice the width of another: `python -m demo.widen save/half save/full`, then demo.train in save/full.
+
+Every channel of E and G is there twice, and what it sends to the next layer is shared out at random between the two.
+So the wider networks compute what the narrower ones do, and training makes the two different: Net2WiderNet (Chen,
+Goodfellow and Shlens, Net2Net, ICLR 2016). The new folder gets config.json, with the flags that the training remembers,
+the same held-out faces and what the narrower networks were trained for, and weights.npz, which the training goes on
+from. The discriminators begin anew. The narrower run may also be a packed model, a folder like demo/model.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import main
+from support.errors import InputError
+from support.files import PACKED, read_config, write_json
+from support.flags import to_path
+from support.terminal import make_streams_safe
+
+with main.silence():
+    from keras import layers
+
+    from demo.make import load_averaged, packed_config
+    from FaceAging import FaceAging
+    from support.checkpoints import pack_weights
+
+BATCH = 100  # the paper's, which goes with its full width
+# Once ages and genders are obeyed, a quarter of the label weight keeps them so, and more faces stay the person.
+LOSS_WEIGHTS = (3e-4, 1e-4, 1e-4, 5e-3, 0.3)
+WIDTHS = ("num_encoder_channels", "num_gen_channels")
+
+
+def widened(model: FaceAging, seed: int = 2017) -> FaceAging:
+    """Returns a model of twice the channels that computes what this one computes."""
+    wide = FaceAging(**{**model.config, **{width: 2 * getattr(model, width) for width in WIDTHS}})
+    random = np.random.default_rng(seed)
+    for network, wide_network in ((model.E, wide.E), (model.G, wide.G)):
+        for layer, wide_layer in zip(network.layers, wide_network.layers, strict=True):
+            for variable, wide_variable in zip(layer.weights, wide_layer.weights, strict=True):
+                wide_variable.assign(twice(variable.numpy(), wide_variable.shape, input_axis(layer), random))
+    return wide
+
+
+def input_axis(layer: layers.Layer) -> int:
+    """Returns the axis of a layer's kernel that runs over its input channels."""
+    return -1 if isinstance(layer, layers.Conv2DTranspose) else -2
+
+
+def twice(values: np.ndarray, shape: tuple[int, ...], input_axis: int, random: np.random.Generator) -> np.ndarray:
+    """Returns a kernel or bias repeated to the shape, its input channels in pairs that share each weight at random.
+
+    The two of a pair lie side by side, also in the flattened maps in front of a fully connected layer.
+    """
+    axes = [axis for axis in range(values.ndim) if shape[axis] != values.shape[axis]]
+    for axis in axes:
+        values = values.repeat(2, axis)
+    axis = values.ndim + input_axis
+    if values.ndim == 1 or axis not in axes:  # a bias has no inputs
+        return values
+    first = random.uniform(size=[size // 2 if i == axis else size for i, size in enumerate(shape)])
+    return values * np.stack([first, 1 - first], axis + 1).reshape(shape)
+
+
+def begin(narrow: Path, folder: Path) -> None:
+    """Write a run's networks, widened, and their config into a folder. Raises InputError where that holds a run."""
+    if read_config(folder):
+        raise InputError(f"{folder} holds a run: give another folder")
+    wide = widened(load_averaged(narrow))
+    config = packed_config(narrow)
+    model, training = config["model"], config["training"]
+    done = {name: training.pop(name) for name in ("loss_weights", "steps", "epochs", "averaged_epochs")}
+    training |= {"loss_weights": LOSS_WEIGHTS, "widened_from": done | {"size_batch": model["size_batch"]}}
+    model |= {width: getattr(wide, width) for width in WIDTHS} | {"size_batch": BATCH}
+    pack_weights(folder / PACKED, [wide.E, wide.G], bits=16)
+    write_json(folder / "config.json", config)
+
+
+def widen(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="demo.widen", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("narrow", type=to_path, help="the folder of the run, or of the packed model, to begin from")
+    parser.add_argument("folder", type=to_path, help="the folder of the new run")
+    arguments = parser.parse_args(argv)
+    try:
+        begin(arguments.narrow, arguments.folder)
+    except (InputError, OSError) as error:
+        print(f"demo.widen: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    make_streams_safe()
+    sys.exit(widen(sys.argv[1:]))
