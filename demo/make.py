@@ -147,15 +147,16 @@ def how_trained(config: dict) -> str:
     """Returns the card's sentences on what a packed model was trained with."""
     model, training = config["model"], config["training"]
     flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
+    weights = ",".join(f"{weight:g}" for weight in training["loss_weights"])
     says = (
         f"Trained for {amount(training, model['size_batch'])} of {training['dataset']} with "
-        f"`{loss_weights(training)}{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder and "
+        f"`--loss_weights {weights}{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder and "
         f"{model['num_gen_channels']} generator channels, {model['num_z_channels']} numbers for z."
     )
     if narrow := training.get("widened_from"):
         says += (
             " Its networks began as those of a model of half the channels, trained for "
-            f"{amount(narrow, narrow['size_batch'])} with `{loss_weights(narrow)}`."
+            f"{amount(narrow, narrow['size_batch'])} with the same flags."
         )
     if (averaged := training["averaged_epochs"]) > 1:
         says += f" The weights are the mean of those after each of the last {averaged} epochs."
@@ -164,10 +165,6 @@ def how_trained(config: dict) -> str:
 
 def amount(training: dict, size_batch: int) -> str:
     return f"{training['epochs']:g} epochs ({training['steps']:,} steps of {size_batch} faces)"
-
-
-def loss_weights(training: dict) -> str:
-    return f"--loss_weights {','.join(f'{weight:g}' for weight in training['loss_weights'])}"
 
 
 def costs_of_packing(run: Path, held_out: Sequence[Face]) -> dict[str, dict]:

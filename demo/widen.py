@@ -3,7 +3,7 @@
 Every channel of E and G is there twice, and what it sends to the next layer is shared out at random between the two.
 So the wider networks compute what the narrower ones do, and training makes the two different: Net2WiderNet (Chen,
 Goodfellow and Shlens, Net2Net, ICLR 2016). The new folder gets config.json, with the flags that the training remembers,
-the same held-out faces and what the narrower networks were trained for, and weights.npz, which the training goes on
+the same held-out faces and how long the narrower networks were trained, and weights.npz, which the training goes on
 from. The discriminators begin anew. The narrower run may also be a packed model, a folder like demo/model.
 """
 
@@ -27,8 +27,6 @@ with main.silence():
     from support.checkpoints import pack_weights
 
 BATCH = 100  # the paper's, which goes with its full width
-# Once ages and genders are obeyed, a quarter of the label weight keeps them so, and more faces stay the person.
-LOSS_WEIGHTS = (3e-4, 1e-4, 1e-4, 5e-3, 0.3)
 WIDTHS = ("num_encoder_channels", "num_gen_channels")
 
 
@@ -70,8 +68,8 @@ def begin(narrow: Path, folder: Path) -> None:
     wide = widened(load_averaged(narrow))
     config = packed_config(narrow)
     model, training = config["model"], config["training"]
-    done = {name: training.pop(name) for name in ("loss_weights", "steps", "epochs", "averaged_epochs")}
-    training |= {"loss_weights": LOSS_WEIGHTS, "widened_from": done | {"size_batch": model["size_batch"]}}
+    done = {name: training.pop(name) for name in ("steps", "epochs", "averaged_epochs")}
+    training["widened_from"] = done | {"size_batch": model["size_batch"]}
     model |= {width: getattr(wide, width) for width in WIDTHS} | {"size_batch": BATCH}
     pack_weights(folder / PACKED, [wide.E, wide.G], bits=16)
     write_json(folder / "config.json", config)
