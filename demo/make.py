@@ -6,11 +6,11 @@
 - faces: demo/faces, twenty people who do not exist (`FaceAging.sample`), each of two at another age bin, one as male
   and one as female. They are taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old.
   Those of an earlier call are removed;
-- pictures: demo/ages.png (one of them at every age, large), demo/sample.png (all, and their reconstructions),
-  demo/test.png (ten of them at every age), demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's
-  random faces, epoch by epoch).
+- pictures: demo/ages.png (one of them at every age, large), demo/sample.png (all, and their reconstructions) and
+  demo/test.png (ten of them at every age);
+- training: demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
 
-Later steps take the packed model, so that what is shown and measured is what ships.
+The steps between the first and the last take the packed model, so that what is shown and measured is what ships.
 """
 
 import argparse
@@ -228,7 +228,7 @@ def at_every_age(model: FaceAging, image: np.ndarray, gender: int) -> np.ndarray
     return np.concatenate(rows)
 
 
-def draw_pictures(run: Path) -> None:
+def draw_pictures() -> None:
     model = FaceAging.load()
     paths = [FACES / name for name in picture_names(FACES)]
     faces = [parse_name(path.name) for path in paths]
@@ -243,10 +243,12 @@ def draw_pictures(run: Path) -> None:
         sheets = [np.asarray(Image.open(Path(folder, f"test/test_as_{name}.png"))) for name in ("male", "female")]
     save_image(DEMO / "test.png", shrunk(np.concatenate(sheets, axis=1)))
 
+
+def draw_training(run: Path) -> None:
     losses = read_losses(run)
     epochs, curve = ([float(row[name]) for row in losses] for name in ("epoch", "EG_loss"))
     pictures.plot_losses(DEMO / "loss_epoch.png", epochs, curve)
-
+    model = FaceAging.load(run)
     frames = []
     for path in sorted((run / "random").glob("*.png")):
         grid = Image.open(path)
@@ -262,7 +264,8 @@ STEPS = {
     "model": lambda run: pack(run, faces=faces_of(run)[0]),
     "card": write_card,
     "faces": lambda run: make_faces(),
-    "pictures": draw_pictures,
+    "pictures": lambda run: draw_pictures(),
+    "training": draw_training,
 }
 
 
