@@ -29,7 +29,8 @@ from tests.tools import compare_runs
 def run(tmp_path_factory, faces):
     """A run of one epoch."""
     model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
-    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "balance": False, "unknown_gender": False}
+    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "learning_rate": 0.01}
+    notes |= {"balance": False, "unknown_gender": False}
     assert model.train(faces, num_epochs=1, learning_rate=0.01, notes=notes) is None
     return model
 
@@ -253,6 +254,14 @@ def test_a_run_goes_on_at_twice_the_width(packed, workplace, monkeypatch, capsys
     assert widen.widen([str(packed), "wide"]) == 0
     assert widen.widen([str(packed), "wide"]) == 2
     assert capsys.readouterr().err == "demo.widen: wide holds a run: give another folder\n"
+    begun, expected = FaceAging.load("wide"), widen.widened(FaceAging.load(packed))
+    for network in ("E", "G"):  # only the discriminators have been trained
+        for ours, theirs in zip(getattr(begun, network).weights, getattr(expected, network).weights, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    started, untrained = (FaceAging(**begun.config) for _ in range(2))
+    assert started.load_checkpoint("wide") and started.step == 0
+    for network in ("D_z", "D_img"):
+        assert not np.allclose(getattr(started, network).weights[0], getattr(untrained, network).weights[0])
     assert train.train(["--savedir=wide", "--epoch=1", "--precision=float32"]) == 0
     folder = workplace / "wide"
     assert make.pack(folder, 8, workplace / "model") is None
