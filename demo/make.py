@@ -146,17 +146,20 @@ def write_card(run: Path) -> None:
 def how_trained(config: dict) -> str:
     """Returns the card's sentences on what a packed model was trained with."""
     model, training = config["model"], config["training"]
-    flags = "".join(f" --{flag} True" for flag in ("balance", "flip") if training.get(flag))
-    weights = ",".join(f"{weight:g}" for weight in training["loss_weights"])
+    flags = {"loss_weights": ",".join(f"{weight:g}" for weight in training["loss_weights"])}
+    flags["learning_rate"] = f"{training['learning_rate']:g}"
+    flags |= {flag: "True" for flag in ("balance", "flip") if training.get(flag)}
     says = (
         f"Trained for {amount(training, model['size_batch'])} of {training['dataset']} with "
-        f"`--loss_weights {weights}{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder and "
-        f"{model['num_gen_channels']} generator channels, {model['num_z_channels']} numbers for z."
+        f"`{' '.join(f'--{flag} {value}' for flag, value in flags.items())}`, seed {model['seed']}, "
+        f"{model['num_encoder_channels']} encoder and {model['num_gen_channels']} generator channels, "
+        f"{model['num_z_channels']} numbers for z."
     )
     if narrow := training.get("widened_from"):
         says += (
             " Its networks began as those of a model of half the channels, trained for "
-            f"{amount(narrow, narrow['size_batch'])} with the same flags."
+            f"{amount(narrow, narrow['size_batch'])} with `--learning_rate {narrow['learning_rate']:g}` and otherwise "
+            "the same flags."
         )
     if (averaged := training["averaged_epochs"]) > 1:
         says += f" The weights are the mean of those after each of the last {averaged} epochs."

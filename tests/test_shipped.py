@@ -268,9 +268,10 @@ def test_a_run_goes_on_at_twice_the_width(packed, workplace, monkeypatch, capsys
     config = read_config(workplace / "model")
     assert config["training"]["held_out"] == read_config(packed)["training"]["held_out"]
     assert make.how_trained(config) == (
-        "Trained for 1 epochs (5 steps of 10 faces) of drawn with `--loss_weights 0.0001,0.0001,0.0001`, seed "
-        "2017, 8 encoder and 64 generator channels, 50 numbers for z. Its networks began as those of a model of "
-        "half the channels, trained for 1 epochs (5 steps of 10 faces) with the same flags."
+        "Trained for 1 epochs (5 steps of 10 faces) of drawn with `--loss_weights 0.0001,0.0001,0.0001 "
+        "--learning_rate 0.0025`, seed 2017, 8 encoder and 64 generator channels, 50 numbers for z. Its networks began "
+        "as those of a model of half the channels, trained for 1 epochs (5 steps of 10 faces) with `--learning_rate "
+        "0.01` and otherwise the same flags."
     )
 
 
