@@ -273,18 +273,21 @@ def read_reference_config(save_dir: str | Path) -> dict:
 def pack_weights(
     path: str | Path, networks: Sequence[keras.Model], bits: int = 8, distribution: Distribution | None = None
 ) -> None:
-    """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with a scale per output channel.
+    """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with scales.
 
-    Biases stay as they are. Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The
-    distribution of z over real faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
+    A convolution has a scale per output channel. A fully connected layer has one per input: G's has z beside hundreds
+    of copies of the labels, whose weights are smaller and whose rounding errors would add up. Biases stay as they are.
+    Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The distribution of z over real
+    faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
     """
     arrays = {f"z/{name}": values for name, values in distribution._asdict().items()} if distribution else {}
     for layer in itertools.chain.from_iterable(network.layers for network in networks):
         for variable in layer.weights:
             name, values = reference_name(variable), variable.numpy()
             if values.ndim > 1 and bits == 8:
-                output = values.ndim - (2 if isinstance(layer, layers.Conv2DTranspose) else 1)
-                others = tuple(axis for axis in range(values.ndim) if axis != output)
+                # kernels are [input, output], [height, width, output, input] or [height, width, input, output]
+                scaled = 0 if values.ndim == 2 else 2 if isinstance(layer, layers.Conv2DTranspose) else 3
+                others = tuple(axis for axis in range(values.ndim) if axis != scaled)
                 scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
                 arrays[f"{name}/scale"] = scale
                 values = np.rint(values / scale).astype(np.int8)
