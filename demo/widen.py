@@ -87,12 +87,13 @@ def begin(narrow: Path, folder: Path) -> None:
     """Write a run's networks, widened, into a folder to go on from. Raises InputError where that holds a run."""
     if read_config(folder):
         raise InputError(f"{folder} holds a run: give another folder")
+    networks = load_averaged(narrow)
     config = packed_config(narrow)
     model, training = config["model"], config["training"]
-    wide = widened(load_averaged(narrow), precision=model["precision"], size_batch=BATCH, save_dir=folder)
+    wide = widened(networks, precision=model["precision"], size_batch=BATCH, save_dir=folder)
     faces = list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces
     train_discriminators(wide, split_off(faces, wide.seed, narrow)[0], training)
-    done = {name: training.pop(name) for name in ("steps", "epochs", "averaged_epochs")}
+    done = {name: training.pop(name) for name in ("steps", "epochs", "averaged_epochs") if name in training}
     done |= {"size_batch": model["size_batch"], "learning_rate": training["learning_rate"]}
     training |= {"widened_from": done, "learning_rate": RATE * training["learning_rate"]}
     write_json(folder / "config.json", config | {"model": wide.config})

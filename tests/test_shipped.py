@@ -254,6 +254,9 @@ def test_a_run_goes_on_at_twice_the_width(packed, workplace, monkeypatch, capsys
     assert widen.widen([str(packed), "wide"]) == 0
     assert widen.widen([str(packed), "wide"]) == 2
     assert capsys.readouterr().err == "demo.widen: wide holds a run: give another folder\n"
+    assert widen.widen(["nothing", "other"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("demo.widen: nothing holds no trained model")
+    assert not (workplace / "other").exists()
     begun, expected = FaceAging.load("wide"), widen.widened(FaceAging.load(packed))
     for network in ("E", "G"):  # only the discriminators have been trained
         for ours, theirs in zip(getattr(begun, network).weights, getattr(expected, network).weights, strict=True):
