@@ -18,10 +18,10 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import checkpoints, latent, portraits
+from support import checkpoints, portraits, pretrained
 from support.batches import (
     PRETRAINING_EPOCHS,
-    Batches,
+    BatchLoader,
     epoch_name,
     in_batches,
     labels_of,
@@ -29,19 +29,18 @@ from support.batches import (
     read_images,
     read_parts,
 )
+from support.config import by_name, count_layers, read_config, write_config
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
-from support.evaluation import Measuring
+from support.evaluation import Evaluator
 from support.fast_ops import Adam
-from support.files import BEST_MODEL, read_config, shipped_model, write_config
 from support.held_out import split_off
 from support.images import fit_images, save_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid
+from support.pretrained import DEFAULT_MODEL, included_model
 from support.run import Run, check_beginning, check_finite
-from support.sizes import count_layers
-from support.weights import by_name
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -314,7 +313,9 @@ class FaceAging:
             run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
         return run.stopped_by
 
-    def _train_epochs(self, run: Run, batches: Batches, held_out, num_epochs, learning_rate, decay_rate, loss_weights):
+    def _train_epochs(
+        self, run: Run, batches: BatchLoader, held_out, num_epochs, learning_rate, decay_rate, loss_weights
+    ):
         """Train from where `epoch` and `batch` stand until num_epochs epochs are done or run.stopped_by is set."""
         for epoch in range(int(self.epoch), num_epochs + 1):
             # pre-training, epochs -9 to 0, has no adversaries
@@ -353,11 +354,11 @@ class FaceAging:
             if run.stopped_by:
                 return
 
-    def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> Batches:
+    def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> BatchLoader:
         load_image = functools.cache(self._load_image) if cache else self._load_image
         sizes = {"size_batch": self.size_batch, "num_z_channels": self.num_z_channels, "seed": self.seed}
         worker = {"rank": self.devices.rank, "world_size": self.devices.world_size}
-        batches = Batches(faces, self.bins, load_image, **sizes, **worker, balance=balance, flip=flip)
+        batches = BatchLoader(faces, self.bins, load_image, **sizes, **worker, balance=balance, flip=flip)
         self.devices.check(self.size_batch, self.precision)
         return batches
 
@@ -373,7 +374,7 @@ class FaceAging:
             self.devices.say(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
         else:
             if init_model:
-                self.load_checkpoint(shipped_model(init_model))
+                self.load_checkpoint(included_model(init_model))
             if not use_trained_model:
                 self.epoch.assign(1 - PRETRAINING_EPOCHS)
         parts = *self.networks.values(), *self.optimizers.values()
@@ -417,34 +418,34 @@ class FaceAging:
 
     @classmethod
     def load(
-        cls, path: str | Path | None = None, save_dir: str | Path | None = None, pretrained: str = BEST_MODEL
+        cls, path: str | Path | None = None, save_dir: str | Path | None = None, pretrained: str = DEFAULT_MODEL
     ) -> "FaceAging":
         """The trained model of the run in the folder `path`, or else one that ships, in float32, to age faces with.
 
         pretrained: "aging" or "2017", of those that ship. What it makes goes to save_dir, or else to `path`. Its sizes
         come from the run's config.json, or from a reference checkpoint's weights. Raises InputError where it has none.
         """
-        path = Path(path or shipped_model(pretrained))
+        path = Path(path or included_model(pretrained))
         config = read_config(path) or checkpoints.read_reference_config(path)
         if not config:
             raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir or path)
         if not model.load_checkpoint(path, networks_only=True):
             raise InputError(f"{path} holds no trained model yet: train one, or name another --savedir")
-        model.z_distribution = checkpoints.read_distribution(path)
+        model.z_distribution = pretrained.read_distribution(path)
         return model
 
-    # Measuring and aging.
+    # Evaluator and aging.
 
     def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
         """Measure how labelled faces are kept, how the labels move them, and whether they stay the same person.
 
-        Returns what support.evaluation.Measuring.measured returns. Identity, of the first 100 faces, takes dlib a
+        Returns what support.evaluation.Evaluator.measured returns. Identity, of the first 100 faces, takes dlib a
         second a face; it is left out where it is not asked for or dlib is missing, which is said. It is held against
         how alike other people are: some of each gender and age bin of `others`, or else of the faces. Images are read a
         batch at a time. What cannot be read is named and left out. Raises InputError where nothing can.
         """
-        measuring = Measuring(self.bins, identity)
+        measuring = Evaluator(self.bins, identity)
         for images, read in read_parts(faces, self._load_image, "Evaluating"):
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
@@ -465,14 +466,14 @@ class FaceAging:
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
         z = [self._z_of(images) for images, _ in read_parts(faces, self._load_image, "Encoding")]
-        self.z_distribution = latent.fit(np.concatenate(z))
+        self.z_distribution = pretrained.fit_distribution(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
         """z of so many people who do not exist, float32 [count, num_z_channels] in (-1, 1).
 
         They are drawn from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which makes rougher faces.
         """
-        return latent.draw(self.z_distribution or self.num_z_channels, count, seed)
+        return pretrained.sample_distribution(self.z_distribution or self.num_z_channels, count, seed)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".
@@ -526,12 +527,12 @@ class FaceAging:
         InputError if that is everything.
         """
         faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
-        drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
+        drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
         return drawing.age(faces, gender_numbers(genders), ages, animate)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
         """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""
-        drawing = portraits.Drawing(self.save_dir / "test", self.bins, self.encode, self.generate)
+        drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
         drawing.show_random(self.sample(count, seed), gender_numbers(genders))
 
     def blend(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from support.batches import split
+from support.config import read_config
 from support.dataset import (
     Face,
     Listing,
@@ -18,10 +19,21 @@ from support.dataset import (
     photos_name,
 )
 from support.errors import InputError, printable
-from support.files import read_config, shipped_model, write_json
-from support.flags import AGING, DEMO_FACES, GENDERS, MODEL, TRAINING, check_aging, check_sizes, parse_flags, recall
+from support.files import write_json
+from support.flags import (
+    AGING,
+    DEMO_FACES,
+    GENDERS,
+    MODEL,
+    TRAINING,
+    check_aging,
+    check_sizes,
+    parse_flags,
+    restore_flags,
+)
 from support.held_out import parts_of, warn_of_seen
 from support.labels import AgeBins
+from support.pretrained import included_model
 from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
@@ -34,7 +46,7 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
     config = read_config(flags.savedir)
     if flags.align and ("dataset" in given or not config):
         flags.dataset = aligned_name(flags.dataset)
-    recall(flags, given, config, flags.savedir)  # before all else: the run says which data set to look for
+    restore_flags(flags, given, config, flags.savedir)  # before all else: the run says which data set to look for
     if flags.use_init_model and not config:
         check_sizes(flags)
     if "TF_CONFIG" in os.environ and not Path("data", flags.dataset).is_dir():
@@ -50,7 +62,7 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
         align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     if flags.use_init_model and not config:
-        warn_of_seen(read_config(shipped_model(flags.pretrained)), flags.dataset, listing.faces, flags.seed)
+        warn_of_seen(read_config(included_model(flags.pretrained)), flags.dataset, listing.faces, flags.seed)
     return listing
 
 
@@ -129,8 +141,8 @@ def load(flags: argparse.Namespace, given: set[str]):
     if "pretrained" in given or not holds_model(folder):
         if "pretrained" not in given:
             print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
-        folder = shipped_model(flags.pretrained)
-    recall(flags, given, read_config(folder), folder)
+        folder = included_model(flags.pretrained)
+    restore_flags(flags, given, read_config(folder), folder)
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
     return model, folder

@@ -103,7 +103,7 @@ def epoch_order(faces: Sequence[Face], bins: AgeBins, epoch: int, seed: int, bal
     return random.permutation(np.concatenate(drawn))[: len(faces)]
 
 
-class Batches:
+class BatchLoader:
     """The batches of a training, epoch by epoch, read ahead by threads; made once.
 
     faces: those trained on. `load_image` reads a path as uint8 [S, S, C] or raises BadPicture: a face that cannot be

@@ -5,32 +5,28 @@ back to the one before where the latest is damaged.
 """
 
 import contextlib
-import itertools
 import math
 import os
 import re
 import shutil
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from support.config import read_config
 from support.errors import InputError, reason
-from support.files import PACKED, read_config, sync_folder, write_whole
-from support.latent import Distribution
+from support.files import atomic_write, sync_folder
+from support.pretrained import PACKED, load_quantized, reference_name
 
 FOLDER = "checkpoint"  # the folder of a run that holds its checkpoints; in it a file of this name lists them
 # what TensorFlow raises for a checkpoint of which a file is changed, missing or (IndexError) cut short
 DAMAGE = (tf.errors.OpError, OSError, IndexError)
 STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # keys of the file `checkpoint`: the latest, and all
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry that TensorFlow 2's checkpoints have and TensorFlow 1's lack
-REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # what Keras and the reference program call the same weights
 # the files of a checkpoint, their names while TensorFlow writes them, and the folder in which it does
 OURS = re.compile(r"(?P<name>model-\d+)(?:\.(?:index|data-\d{5}-of-\d{5})(?P<half>\.tempstate\d+)?|(?P<folder>_temp))")
 ARCHITECTURE = (  # the sizes that a checkpoint and the networks it is loaded into must share
@@ -102,7 +98,7 @@ class Checkpoints:
     def _restore(self, prefix: str, optimizers: dict[str, keras.optimizers.Optimizer] | None) -> None:
         E, G = self.networks["E"], self.networks["G"]
         if prefix.endswith(PACKED):
-            unpack_weights(prefix, [E, G])
+            load_quantized(prefix, [E, G])
         elif is_reference(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for network in self.networks.values():
@@ -177,7 +173,7 @@ def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
     sync_folder(folder)
-    with write_whole(folder / FOLDER) as path:
+    with atomic_write(folder / FOLDER) as path:
         lines = zip([STATE[0], *(STATE[1] for _ in names)], [latest, *names], strict=True)
         path.write_text("".join(f'{key}: "{name}"\n' for key, name in lines))
     sync_folder(folder)
@@ -234,12 +230,6 @@ def is_reference(prefix: str) -> bool:
     return not tf.train.load_checkpoint(prefix).has_tensor(OBJECT_GRAPH)
 
 
-def reference_name(variable: keras.Variable) -> str:
-    """Returns what the reference program's checkpoints call a weight: E_conv0/kernel is E_conv0/w there."""
-    layer, name = variable.path.split("/")[-2:]
-    return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
-
-
 def read_reference_config(save_dir: str | Path) -> dict:
     """Returns the run's config, inferred from the shapes of the weights in a checkpoint of the reference program.
 
@@ -268,55 +258,3 @@ def read_reference_config(save_dir: str | Path) -> dict:
     except DAMAGE as error:
         raise InputError(f"{found[0]} is damaged: {reason(error)}") from error
     return {"model": model, "training": {}, "versions": {}}
-
-
-def pack_weights(
-    path: str | Path, networks: Sequence[keras.Model], bits: int = 8, distribution: Distribution | None = None
-) -> None:
-    """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with scales.
-
-    A convolution has a scale per output channel. A fully connected layer has one per input: G's has z beside hundreds
-    of copies of the labels, whose weights are smaller and whose rounding errors would add up. Biases stay as they are.
-    Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The distribution of z over real
-    faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
-    """
-    arrays = {f"z/{name}": values for name, values in distribution._asdict().items()} if distribution else {}
-    for layer in itertools.chain.from_iterable(network.layers for network in networks):
-        for variable in layer.weights:
-            name, values = reference_name(variable), variable.numpy()
-            if values.ndim > 1 and bits == 8:
-                # kernels are [input, output], [height, width, output, input] or [height, width, input, output]
-                scaled = 0 if values.ndim == 2 else 2 if isinstance(layer, layers.Conv2DTranspose) else 3
-                others = tuple(axis for axis in range(values.ndim) if axis != scaled)
-                scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
-                arrays[f"{name}/scale"] = scale
-                values = np.rint(values / scale).astype(np.int8)
-            elif values.ndim > 1:
-                values = values.astype(np.float16)
-            arrays[name] = values
-    with write_whole(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
-
-
-def read_distribution(folder: Path) -> Distribution | None:
-    """Returns the distribution of z that a packed model in the folder carries, or None where there is none."""
-    if not (folder / PACKED).is_file():
-        return None
-    with np.load(folder / PACKED, allow_pickle=False) as arrays:
-        names = [f"z/{name}" for name in Distribution._fields]
-        return Distribution(*(arrays[name] for name in names)) if names[0] in arrays else None
-
-
-def unpack_weights(path: str | Path, networks: Sequence[keras.Model]) -> None:
-    """Put weights that `pack_weights` wrote into the networks. Raises InputError, with nothing changed, for others."""
-    variables = [variable for network in networks for variable in network.weights]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = [reference_name(variable) for variable in variables]
-            values = [arrays[name].astype(np.float32) * arrays.get(f"{name}/scale", 1) for name in names]
-        if any(value.shape != variable.shape for value, variable in zip(values, variables, strict=True)):
-            raise ValueError("another network's")
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a whole set of weights: get it again ({reason(error)})") from error
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.align import looks_aligned
+from support.alignment import looks_aligned
 from support.archives import archive_of, archives_in, unpack
 from support.draw_faces import DRAWN_NAME, draw_dataset
 from support.errors import InputError, printable, reason
@@ -86,7 +86,7 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
     """
     folder = Path(data_folder, name)
     if name == DEMO and not folder.exists():
-        print(f"Drawing faces into {folder} ...", flush=True)
+        print(f"Renderer faces into {folder} ...", flush=True)
         draw_dataset(folder)
     archive = archive_of(name, folder.parent)
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

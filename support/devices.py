@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from support.config import LARGEST_SEED
 from support.errors import InputError, reason
-from support.files import LARGEST_SEED
 
 HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
 JOIN_SECONDS = 1800  # a worker waits so long for the others to start
@@ -70,7 +70,7 @@ def choose_strategy() -> tf.distribute.Strategy:
         ) from error
     _await_workers(resolver)
     _lengthen_heartbeat()
-    with lost_workers_named():
+    with translate_lost_workers():
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     # TensorFlow's C++ runtime has taken SIGTERM for itself and only notes it; setting Python's handler once more takes
     # it back
@@ -142,7 +142,7 @@ def _workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[t
 
 
 @contextlib.contextmanager
-def exhaustion_named() -> Iterator[None]:
+def translate_out_of_memory() -> Iterator[None]:
     """Within it a lack of memory, that of a GPU too, is an InputError."""
     try:
         yield
@@ -154,7 +154,7 @@ def exhaustion_named() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lost_workers_named() -> Iterator[None]:
+def translate_lost_workers() -> Iterator[None]:
     """Within it what TensorFlow raises when another worker has gone is an InputError."""
     try:
         yield
@@ -190,7 +190,7 @@ class Devices:
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
         try:
-            with self.strategy.scope(), exhaustion_named():
+            with self.strategy.scope(), translate_out_of_memory():
                 yield
         finally:
             keras.config.set_dtype_policy(policy)

@@ -46,7 +46,7 @@ def sharpness(image: np.ndarray) -> float:
     return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
 
 
-class Measuring:
+class Evaluator:
     """Gathers what is measured of faces, some at a time, so that memory does not grow with their images.
 
     With identity whether the first 100 stay the same person is measured too, by dlib, about a second a face; where dlib

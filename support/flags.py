@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import NoReturn
 
+from support.config import COUNTS, DEMO, LARGEST_SEED, OF_THE_PAPER, PRECISIONS, PRESETS, read_config
 from support.errors import InputError, printable
-from support.files import BEST_MODEL, DEMO, LARGEST_SEED, PRECISIONS, SHIPPED_MODELS, read_config, shipped_model
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, included_model
 from support.terminal import python
-from support.weights import COUNTS, OF_THE_PAPER, PRESETS
 
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = DEMO / "faces"  # wherever the program is called from
@@ -213,8 +213,8 @@ def _add_beginning(flag) -> None:
     )
     flag(
         "--pretrained",
-        choices=SHIPPED_MODELS,
-        default=BEST_MODEL,
+        choices=INCLUDED_MODELS,
+        default=DEFAULT_MODEL,
         help="the model that ships, to start from, age faces with or measure, is the one trained with these "
         "--loss_weights; given, it is taken to age and to measure even where savedir holds one",
     )
@@ -280,7 +280,7 @@ def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     return flags, given
 
 
-def recall(flags: argparse.Namespace, given: set[str], config: dict, folder: Path) -> None:
+def restore_flags(flags: argparse.Namespace, given: set[str], config: dict, folder: Path) -> None:
     """Take over the config of the run in the folder. Raises InputError where a given flag says otherwise."""
     if not config:
         return
@@ -299,7 +299,7 @@ def recall(flags: argparse.Namespace, given: set[str], config: dict, folder: Pat
 
 def check_sizes(flags: argparse.Namespace) -> None:
     """Raise InputError where a training cannot start from the model that ships, with the flags with which it can."""
-    shipped = read_config(shipped_model(flags.pretrained))["model"]
+    shipped = read_config(included_model(flags.pretrained))["model"]
 
     def written(value) -> str:
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

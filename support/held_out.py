@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.batches import split
+from support.config import read_config
 from support.dataset import Face
 from support.errors import InputError, printable
-from support.files import read_config
 
 FILES_A_TASK = 500  # a future for each of 163,446 files would cost more than reading them
 Record = dict[str, str]  # file name by SHA-256, of each held-out face: what config.json keeps of them as "held_out"

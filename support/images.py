@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from support.errors import InputError, printable, reason
-from support.files import write_whole
+from support.files import atomic_write
 
 # Of what Pillow opens, the formats that photos come in: EPS would run another program, FITS and GRIB are measurements.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM")
@@ -186,5 +186,5 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 
 def save_image(path: str | Path, pixels: np.ndarray) -> None:
     """Write one image, uint8 [H, W, C] with C 1 or 3, in the format of the path's suffix."""
-    with write_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         to_image(pixels).save(temporary)

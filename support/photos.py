@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 from support import finder  # noqa: F401  (with TensorFlow, as long as main keeps its log quiet)
-from support.align import find_faces
+from support.alignment import find_faces
 from support.dataset import COLUMNS, TABLE, Listing, first_names
 from support.errors import InputError
-from support.files import write_whole
+from support.files import atomic_write
 from support.images import BadPicture, read_image
 from support.labels import GENDER_NAMES
 from support.terminal import progress
@@ -38,7 +38,7 @@ def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
             if len(found) != 1:
                 left_out[name] = "several faces" if found else "no face found"
                 continue
-            with write_whole(partial / f"{name}.png") as path:
+            with atomic_write(partial / f"{name}.png") as path:
                 Image.fromarray(found[0].image).save(path)
             rows.append((f"{name}.png", face.age, GENDER_NAMES.get(face.gender, "")))
         if not rows:

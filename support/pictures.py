@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from support.files import write_whole
+from support.files import atomic_write
 
 IN_A_ROW = 10  # faces beside each other in a grid or on a sheet
 MIN_TYPE = 12  # pixels: smaller type cannot be read
@@ -96,12 +96,12 @@ def save_animation(
     frames = _rgb(np.stack(frames))
     if suffix == ".gif":
         data = _gif(frames, frame_seconds, max_bytes)
-        with write_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(data)
     elif suffix == ".mp4":
         odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
         frames = np.pad(frames, odd, constant_values=255)
-        with write_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             iio.imwrite(temporary, frames, plugin="FFMPEG", fps=1 / frame_seconds, macro_block_size=2)
     else:
         raise ValueError(f"{path}: an animation is a .gif or a .mp4")
@@ -159,7 +159,7 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context("default"), write_whole(path) as temporary:  # whatever the user's own matplotlibrc says
+    with style.context("default"), atomic_write(path) as temporary:  # whatever the user's own matplotlibrc says
         _loss_figure(Figure, epochs, losses).savefig(temporary)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from support.align import apply, find_faces, looks_aligned
+from support.alignment import apply, find_faces, looks_aligned
 from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.files import NAME_BYTES, shortened
@@ -145,7 +145,7 @@ def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) 
                 path.unlink()
 
 
-class Drawing:
+class Renderer:
     """Draws faces at other ages into a folder.
 
     encode takes images, uint8 [N, S, S, C], to z [N, Z]; generate takes z, ages in years and genders to images; both
@@ -178,7 +178,7 @@ class Drawing:
 
     def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
         """Draw z [N, Z] at every age, ten a sheet."""
-        for first in progress(range(0, len(z), IN_A_ROW), "Drawing", unit="sheet"):
+        for first in progress(range(0, len(z), IN_A_ROW), "Renderer", unit="sheet"):
             for gender in genders:
                 aged = self._at_every_age(z[first : first + IN_A_ROW], gender)
                 self._save_sheet("random", first, gender, aged, self.bins.names)

@@ -1,6 +1,6 @@
 """What networks see in a face: age, gender, and whether it is the same person; open it to judge by other networks.
 
-Age and gender are seen by a small network that ships in demo/recognition, trained by demo/train_recognition.py; the
+Age and gender are seen by a small network that ships in support/pretrained/age_gender; the
 person by dlib's face embedding, an optional extra.
 """
 
@@ -14,10 +14,10 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
-from support.checkpoints import unpack_weights
 from support.errors import InputError
+from support.pretrained import load_quantized
 
-WEIGHTS = Path(__file__).parent.parent / "demo" / "recognition" / "weights.npz"
+WEIGHTS = Path(__file__).parent / "pretrained" / "age_gender" / "weights.npz"
 SIDE = 64  # pixels of a face as the network sees it
 AGES = 101  # the network's distribution is over 0, 1, ... 100 years
 SHARPEST = 0.5  # standard deviation of the filter that resizes to SIDE, in pixels of the coarser picture
@@ -107,7 +107,7 @@ def years(age_logits):
 def shipped_network() -> keras.Model:
     """The network of age and gender that ships. Raises InputError where its weights are missing."""
     network = age_and_gender_network()
-    unpack_weights(WEIGHTS, [network])
+    load_quantized(WEIGHTS, [network])
     return network
 
 

@@ -20,10 +20,11 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
+from support.config import read_config, write_config
 from support.dataset import first_names
-from support.devices import Devices, exhaustion_named, lost_workers_named
+from support.devices import Devices, translate_lost_workers, translate_out_of_memory
 from support.errors import InputError, reason
-from support.files import locked, read_config, remove_partial, write_config, write_whole
+from support.files import atomic_write, locked, remove_temporaries
 from support.images import save_image
 from support.pictures import plot_losses
 from support.terminal import progress
@@ -96,13 +97,13 @@ class Run:
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(exhaustion_named())
+            stack.enter_context(translate_out_of_memory())
             if self.devices.is_chief:
                 stack.enter_context(locked(self.folder))
-                remove_partial(self.folder, "samples", "test", FOLDER)
+                remove_temporaries(self.folder, "samples", "test", FOLDER)
                 remove_leftovers(self.folder / FOLDER)
             if self.devices.world_size > 1:
-                stack.enter_context(lost_workers_named())
+                stack.enter_context(translate_lost_workers())
             self.stack = stack.pop_all()
         return self
 
@@ -115,7 +116,7 @@ class Run:
             self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         write_config(self.folder, config, notes)
         self.training_log = self.stack.enter_context(TrainingLog(self.folder, step))
-        self.stop_request = self.stack.enter_context(StopRequest())
+        self.stop_signal = self.stack.enter_context(StopSignal())
         self.saved_at = time.monotonic()
 
     def progress(self, batches: Iterable, title: str, done: int, total: int) -> Iterable:
@@ -169,7 +170,7 @@ class Run:
 
     def _hear(self) -> None:
         """Learn whether to stop; all workers ask each other, so that all stop at the same batch."""
-        heard = self.stop_request.signal
+        heard = self.stop_signal.signal
         if self.devices.world_size > 1 and self.devices.sum_of_workers(heard or 0):
             heard = heard or signal.SIGTERM
         self.stopped_by = heard
@@ -203,7 +204,7 @@ class TrainingLog:
         self.columns: dict[str, list[float]] = {}
         for row in csv.DictReader([header, *rows]):
             self._remember(row)
-        with write_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join([header, *rows]) if rows else "")
         self.summary_dir = str(save_dir / "summary")
         # on reading this event, tensorboard drops what a run wrote past the step that this one goes on from
@@ -268,7 +269,7 @@ class TrainingLog:
                 tf.summary.image(name, sheet[None])
 
 
-class StopRequest:
+class StopSignal:
     """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once.
 
     A thread listens for them: a handler of Python's would wait for TensorFlow to come back from the step in hand.
@@ -281,7 +282,7 @@ class StopRequest:
         self.signal: int | None = None
         self.handlers = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # in another thread Python hears no signals
             self.handlers = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
             # Python writes the number of each signal to the one end; on Windows that must be a socket, not a pipe

@@ -321,7 +321,7 @@ def test_main_refuses_a_testdir_without_pictures(save_dir, tmp_path, capsys, con
 
 
 def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("FaceAging.shipped_model", lambda name: save_dir)
+    monkeypatch.setattr("FaceAging.included_model", lambda name: save_dir)
     monkeypatch.chdir(tmp_path)
     Path("face.jpg").write_bytes(Path(faces[0].path).read_bytes())
     readme = (Path(main.__file__).parent / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from support import align, finder
-from support.align import TEMPLATE, apply, find_faces, looks_aligned, sample, similarity
+from support.alignment import TEMPLATE, apply, find_faces, looks_aligned, sample, similarity
 
 ROOT = Path(align.__file__).parents[1]
 SIDE = 160

@@ -17,7 +17,7 @@ from PIL import Image
 import main
 from ops import load_image
 from support import archives
-from support.batches import Batches, epoch_order, read_parts, split
+from support.batches import BatchLoader, epoch_order, read_parts, split
 from support.dataset import Face, describe, doubt_alignment, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.images import read_image
@@ -524,7 +524,7 @@ def test_absent_set_says_where_faces_go(tmp_path, made):
 
 
 def batches(faces: list[Face], epoch=1, first=0, step=0, load=read, **options: object) -> list[tuple[np.ndarray, ...]]:
-    return list(Batches(faces, AgeBins(), load, **SMALL | options).of(epoch, first, step))
+    return list(BatchLoader(faces, AgeBins(), load, **SMALL | options).of(epoch, first, step))
 
 
 def reds(drawn: list[tuple[np.ndarray, ...]]) -> np.ndarray:
@@ -623,7 +623,7 @@ def test_undecodable_face_is_replaced_and_named(tmp_path):
     damaged = [Path(faces[i].path) for i in (4, 17, 30)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-30])
-    drawing = Batches(faces, AgeBins(), read, **SMALL)
+    drawing = BatchLoader(faces, AgeBins(), read, **SMALL)
     drawn = list(drawing.of(1))
     bad = drawing.newly_bad()
     assert (
@@ -653,14 +653,14 @@ def test_a_process_that_fails_in_the_middle_of_an_epoch_ends(tmp_path):
     draw_faces(tmp_path, 40)
     code = f"""
 from support import dataset
-from support.batches import Batches, epoch_order, split
+from support.batches import BatchLoader, epoch_order, split
 from support.dataset import Face, describe, doubt_alignment, find_dataset, list_faces, parse_name
 from support.errors import InputError
 from support.images import read_image
 from support.labels import AGE_BOUNDS, AgeBins, FEMALE, MALE, UNKNOWN, gender_labels
-from tests.test_dataset import AgeBins, Batches, SMALL, list_faces, read
+from tests.test_dataset import AgeBins, BatchLoader, SMALL, list_faces, read
 def train():
-    for batch in Batches(list_faces({str(tmp_path)!r}).faces, AgeBins(), read, **SMALL).of(1):
+    for batch in BatchLoader(list_faces({str(tmp_path)!r}).faces, AgeBins(), read, **SMALL).of(1):
         raise MemoryError("the step failed")
 train()"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, cwd=ROOT)

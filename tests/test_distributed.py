@@ -20,10 +20,10 @@ import tensorflow as tf
 import main
 from FaceAging import FaceAging
 from ops import load_image
-from support.batches import Batches, split
+from support.batches import BatchLoader, split
+from support.config import WEIGHTED_LOSSES
 from support.devices import choose_strategy
 from support.errors import InputError
-from support.weights import WEIGHTED_LOSSES
 from tests.conftest import TINY
 
 README = Path(main.__file__).parent / "README.md"
@@ -52,7 +52,7 @@ def warm(tmp_path_factory, drawn_folder, faces):
         optimizer.learning_rate.assign(2e-4)
     training, _ = split(faces, model.seed)
     load = partial(load_image, size_image=32, channels=3)
-    batches = Batches(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
+    batches = BatchLoader(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
     for step in range(0, WARM_STEPS, 5):
         for batch in batches.of(step, step=step):
             model.train_step(*batch, dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4)))

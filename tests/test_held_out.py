@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 import main
-from demo import make
 from FaceAging import FaceAging
 from support.batches import split
+from support.config import read_config
 from support.dataset import list_faces
 from support.draw_faces import draw_dataset
 from support.errors import InputError
-from support.files import SHIPPED_MODELS, read_config, write_json
+from support.files import write_json
 from support.flags import parse_flags
 from support.held_out import find_copies, held_out_of, split_off
+from support.pretrained import INCLUDED_MODELS
 from tests.conftest import TINY
+from tools import make
 
 SEED = 2017
 
@@ -163,7 +165,7 @@ def test_other_faces_of_the_same_number_are_refused_before_training(run, folder,
 
 
 def test_starting_from_a_model_that_saw_the_held_out_faces_is_said(run, folder, monkeypatch, capsys):
-    monkeypatch.setattr("main.shipped_model", lambda name: run)
+    monkeypatch.setattr("main.included_model", lambda name: run)
     monkeypatch.setattr("main.check_sizes", lambda _: None)
     for seed in (SEED, SEED + 1):
         flags, given = parse_flags(["--dataset=mine", "--savedir=new", "--use_init_model=True", f"--seed={seed}"])
@@ -181,7 +183,7 @@ def test_a_packed_model_carries_the_record(run, tmp_path):
 # of the baseline's 100, UTKFace has two once more, under names that it was trained on
 @pytest.mark.parametrize(("name", "faces"), [("aging", 100), ("2017", 98)])
 def test_the_models_that_ship_know_their_held_out_faces(name, faces):
-    config = read_config(SHIPPED_MODELS[name])
+    config = read_config(INCLUDED_MODELS[name])
     record = config["training"]["held_out"]
     assert len(record) == faces
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record)

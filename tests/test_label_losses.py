@@ -10,10 +10,10 @@ import tensorflow as tf
 import main
 from FaceAging import C_Z_RATE, FaceAging
 from ops import feature_loss, label_losses
-from support.batches import Batches
+from support.batches import BatchLoader
+from support.config import PRESETS
 from support.flags import parse_flags
 from support.labels import AgeBins, gender_labels
-from support.weights import PRESETS
 from tests.conftest import TINY, TINY_FLAGS
 from tests.test_training import LOSSES, read_events, read_rows, same, weights_of
 
@@ -130,7 +130,7 @@ def batches_of(faces, flip, first=0):
     def load_image(path):
         return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
-    batches = Batches(faces, AgeBins(), load_image, size_batch=10, num_z_channels=5, seed=1, flip=flip)
+    batches = BatchLoader(faces, AgeBins(), load_image, size_batch=10, num_z_channels=5, seed=1, flip=flip)
     return [images for images, *_ in batches.of(1, first, step=first)]
 
 

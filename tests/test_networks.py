@@ -10,9 +10,9 @@ from PIL import Image
 import ops
 from FaceAging import FaceAging
 from support import fast_ops
-from support.checkpoints import reference_name
+from support.config import WEIGHTED_LOSSES
 from support.errors import InputError
-from support.weights import WEIGHTED_LOSSES
+from support.pretrained import reference_name
 from tests.conftest import TINY
 
 REFERENCE = Path(__file__).parent / "reference"

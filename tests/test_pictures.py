@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from support import pictures
-from support.files import write_whole
+from support.files import atomic_write
 from support.images import save_image
 
 AGES = ["input", "0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
@@ -144,7 +144,7 @@ def test_a_wrong_number_of_labels_is_refused(labels):
 def test_written_file_replaces_the_earlier_one(tmp_path):
     path = tmp_path / "a folder" / "deeper" / "bild ü.txt"
     for text in ("first", "second"):
-        with write_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             assert temporary.parent == path.parent
             assert temporary.name.startswith(".")
             assert temporary.suffix == ".txt"
@@ -157,7 +157,7 @@ def test_written_file_replaces_the_earlier_one(tmp_path):
 def test_error_in_writing_leaves_the_earlier_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("earlier")
-    with pytest.raises(error), write_whole(path) as temporary:
+    with pytest.raises(error), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "earlier"

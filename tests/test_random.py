@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import main
-from demo import make
 from FaceAging import FaceAging
-from support import latent
+from support import pretrained
 from support.errors import InputError
 from tests.conftest import TINY, TINY_FLAGS
+from tools import package_model
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +20,31 @@ def z():
 
 
 def test_what_is_drawn_is_distributed_as_what_was_fitted(z):
-    drawn = latent.draw(latent.fit(z), 4000, seed=1)
+    drawn = pretrained.sample_distribution(pretrained.fit_distribution(z), 4000, seed=1)
     assert drawn.dtype == np.float32 and np.abs(drawn).max() < 1
     np.testing.assert_allclose(drawn.mean(axis=0), z.mean(axis=0), atol=0.03)
     np.testing.assert_allclose(np.cov(drawn, rowvar=False), np.cov(z, rowvar=False), atol=0.02)
 
 
 def test_a_seed_draws_the_same_people_whatever_their_number(z):
-    fitted = latent.fit(z)
-    assert np.array_equal(latent.draw(fitted, 3, seed=1), latent.draw(fitted, 10, seed=1)[:3])
-    assert not np.array_equal(latent.draw(fitted, 3, seed=1), latent.draw(fitted, 3, seed=2))
+    fitted = pretrained.fit_distribution(z)
+    assert np.array_equal(
+        pretrained.sample_distribution(fitted, 3, seed=1), pretrained.sample_distribution(fitted, 10, seed=1)[:3]
+    )
+    assert not np.array_equal(
+        pretrained.sample_distribution(fitted, 3, seed=1), pretrained.sample_distribution(fitted, 3, seed=2)
+    )
 
 
 def test_a_code_at_the_edge_is_fitted_too():
-    assert np.isfinite(latent.fit(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance).all()
+    assert np.isfinite(
+        pretrained.fit_distribution(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance
+    ).all()
 
 
 def test_a_packed_model_carries_the_distribution_of_z(tmp_path, faces):
     FaceAging(**TINY, save_dir=tmp_path / "run").train(faces, num_epochs=1)
-    make.pack(tmp_path / "run", 8, tmp_path / "packed", faces)
+    package_model.pack(tmp_path / "run", 8, tmp_path / "packed", faces)
     packed = FaceAging.load(tmp_path / "packed")
     run = FaceAging.load(tmp_path / "run")
     assert run.z_distribution is None
@@ -86,4 +92,4 @@ def test_random_people_and_faces_of_ones_own_are_not_taken_together(flag, tmp_pa
 
 def test_people_are_drawn_from_the_prior_where_the_set_is_too_small_to_fit(faces):
     with pytest.raises(InputError, match="two at least"):
-        latent.fit(np.zeros([1, 5], np.float32))
+        pretrained.fit_distribution(np.zeros([1, 5], np.float32))

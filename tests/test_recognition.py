@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import spearmanr
 
 import main
-from demo import train_recognition
 from FaceAging import FaceAging
 from ops import load_image
 from support import aging_measures, recognition
@@ -17,6 +16,7 @@ from support.dataset import Face, list_faces
 from support.errors import InputError
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
 from tests.conftest import TINY
+from tools import train_recognition
 
 BINS = AgeBins([10, 40])  # centres 5, 25.5 and 48 years
 

@@ -125,8 +125,8 @@ def kept(save_dir: Path) -> set[str]:
 
 
 def test_kills_lose_nothing(tmp_path):
-    """A few kills; more of them on demand: python -m tests.tools.kill_sweep --kills 200."""
-    command = [sys.executable, "-m", "tests.tools.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
+    """A few kills; more of them on demand: python -m tools.kill_sweep --kills 200."""
+    command = [sys.executable, "-m", "tools.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("5 kills") and re.search(r"[1-9] runs ended equal", done.stdout)

@@ -11,18 +11,17 @@ import pytest
 from PIL import Image
 
 import main
-from demo import make, train, widen
 from FaceAging import FaceAging
 from ops import load_image, normalize
 from support import recognition
 from support.batches import read_faces, split
-from support.checkpoints import pack_weights, unpack_weights
+from support.config import read_config
 from support.dataset import parse_name
 from support.errors import InputError
 from support.evaluation import MEASURES, sharpness, ssim
-from support.files import SHIPPED_MODELS, read_config
+from support.pretrained import INCLUDED_MODELS, load_quantized, quantize_weights
 from tests.conftest import TINY, TINY_FLAGS
-from tests.tools import compare_runs
+from tools import compare_runs, package_model, train_model
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +36,24 @@ def run(tmp_path_factory, faces):
 
 @pytest.fixture(scope="module")
 def packed(run, tmp_path_factory):
-    """A folder like demo/model."""
+    """A folder like support/pretrained/aging."""
     folder = tmp_path_factory.mktemp("packed") / "model"
-    make.pack(run.save_dir, 8, folder)
+    package_model.pack(run.save_dir, 8, folder)
     return folder
 
 
 @pytest.fixture
 def shipped(packed, monkeypatch):
     """The packed model in the place of the best one that ships."""
-    monkeypatch.setitem(SHIPPED_MODELS, "aging", packed)
+    monkeypatch.setitem(INCLUDED_MODELS, "aging", packed)
     return packed
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(8, 127), (16, 1024)])
 def test_packed_weights_are_off_by_half_a_step_at_most(run, tmp_path, bits, steps):
-    pack_weights(tmp_path / "weights.npz", [run.E, run.G], bits)
+    quantize_weights(tmp_path / "weights.npz", [run.E, run.G], bits)
     other = FaceAging(**{**TINY, "seed": 3})
-    unpack_weights(tmp_path / "weights.npz", [other.E, other.G])
+    load_quantized(tmp_path / "weights.npz", [other.E, other.G])
     for network in ("E", "G"):
         for ours, theirs in zip(getattr(run, network).weights, getattr(other, network).weights, strict=True):
             values, error = ours.numpy(), np.abs(theirs.numpy() - ours.numpy())
@@ -84,7 +83,7 @@ def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
         np.savez(path, **{"E_conv0/w": np.array([{}], object)})
     elif damage == "another network's":
         other = FaceAging(**{**TINY, "num_gen_channels": 64})
-        pack_weights(path, [other.E, other.G])
+        quantize_weights(path, [other.E, other.G])
     with pytest.raises(InputError, match="weights.npz is not a whole set of weights: get it again"):
         FaceAging.load(tmp_path)
 
@@ -103,8 +102,8 @@ def two_ship(shipped, faces, tmp_path, monkeypatch):
     """A second model that ships, of other weights and sizes, in the place of the baseline."""
     other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=tmp_path / "other")
     assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
-    make.pack(other.save_dir, 8, tmp_path / "baseline")
-    monkeypatch.setitem(SHIPPED_MODELS, "2017", tmp_path / "baseline")
+    package_model.pack(other.save_dir, 8, tmp_path / "baseline")
+    monkeypatch.setitem(INCLUDED_MODELS, "2017", tmp_path / "baseline")
     return shipped, tmp_path / "baseline"
 
 
@@ -190,21 +189,21 @@ def test_the_model_that_ships_ages_the_faces_that_ship(tmp_path, monkeypatch, ca
     """The first command of the README."""
     monkeypatch.chdir(Path(main.__file__).parent)
     assert main.main(["--is_train", "False", "--savedir", str(tmp_path)]) == 0
-    aged = len(list(make.FACES.glob("*.png")))
+    aged = len(list(package_model.FACES.glob("*.png")))
     assert aged >= 12 and f"{aged} faces aged" in capsys.readouterr().out
     assert iio.imread(tmp_path / "test/test_as_male.png").std() > 20
-    assert sum((folder / "weights.npz").stat().st_size for folder in SHIPPED_MODELS.values()) < 80e6
+    assert sum((folder / "weights.npz").stat().st_size for folder in INCLUDED_MODELS.values()) < 80e6
 
 
 def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--precision=float32", "--learning_rate=0.01"]
-    assert train.train([*flags, "--epoch=1"]) == 0
-    assert train.train(["--epoch=2"]) == 0
-    kept = train.kept_epochs(workplace / "save")
+    assert train_model.train([*flags, "--epoch=1"]) == 0
+    assert train_model.train(["--epoch=2"]) == 0
+    kept = train_model.kept_epochs(workplace / "save")
     assert [path.name for path in kept] == ["01.npz", "02.npz"]
-    averaged, last = make.load_averaged(workplace / "save"), FaceAging.load(workplace / "save")
+    averaged, last = package_model.load_averaged(workplace / "save"), FaceAging.load(workplace / "save")
     first = FaceAging.load(workplace / "save")
-    unpack_weights(kept[0], [first.E, first.G])
+    load_quantized(kept[0], [first.E, first.G])
     for mean, one, two in zip(averaged.G.weights, first.G.weights, last.G.weights, strict=True):
         np.testing.assert_allclose(mean, (one.numpy() + two.numpy()) / 2, atol=2e-3)
         assert not np.allclose(one, two, atol=1e-3)
@@ -213,17 +212,17 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     assert not np.array_equal(*sheets)
 
     demo = workplace / "demo"
-    monkeypatch.setitem(SHIPPED_MODELS, "aging", demo / "model")
-    monkeypatch.setattr(make, "DEMO", demo)
-    monkeypatch.setattr(make, "FACES", demo / "faces")
-    card = Path(main.__file__).parent / "demo/model/README.md"
+    monkeypatch.setitem(INCLUDED_MODELS, "aging", demo / "model")
+    monkeypatch.setattr(package_model, "DEMO", demo)
+    monkeypatch.setattr(package_model, "FACES", demo / "faces")
+    card = Path(main.__file__).parent / "support/pretrained/aging/README.md"
     (demo / "model").mkdir(parents=True)
     (demo / "model/README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
-    assert make.make(["save"]) == 0
-    assert make.make(["save", "card"]) == 0  # written over, not twice
+    assert package_model.make(["save"]) == 0
+    assert package_model.make(["save", "card"]) == 0  # written over, not twice
     written = (demo / "model/README.md").read_text(encoding="utf-8")
     assert (
-        written.count(make.BEGIN)
+        written.count(package_model.BEGIN)
         == written.count("| 8 bits, as shipped | 6 |")
         == written.count("| age asked for |")
         == 1
@@ -233,49 +232,6 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     }
     named = [parse_name(path.name) for path in (demo / "faces").iterdir()]
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
-
-
-def test_widened_networks_compute_what_the_narrower_ones_do(run, faces):
-    images = normalize(np.stack([load_image(face.path, 32, 3) for face in faces[:5]]))
-    labels = run.bins.one_hot(np.array([3, 30, 80])), np.array([[1, -1], [-1, 1], [1, -1]], np.float32)
-    wide = widen.widened(run)
-    assert (wide.num_encoder_channels, wide.num_gen_channels) == (8, 64)
-    z = run.E(images, training=False).numpy()
-    np.testing.assert_allclose(wide.E(images, training=False), z, atol=1e-5)
-    ours, theirs = (model.G([z[:3], *labels], training=False) for model in (run, wide))
-    np.testing.assert_allclose(theirs, ours, atol=1e-5)
-    for network, layer in ((wide.E, "E_conv1"), (wide.G, "G_deconv1")):  # what the two of a pair send on is not alike
-        kernel = network.get_layer(layer).kernel.numpy()
-        assert not np.allclose(*np.split(kernel.reshape(*kernel.shape[:2], -1, 2), 2, axis=-1))
-
-
-def test_a_run_goes_on_at_twice_the_width(packed, workplace, monkeypatch, capsys):
-    monkeypatch.setattr(widen, "BATCH", 10)
-    assert widen.widen([str(packed), "wide"]) == 0
-    assert widen.widen([str(packed), "wide"]) == 2
-    assert capsys.readouterr().err == "demo.widen: wide holds a run: give another folder\n"
-    assert widen.widen(["nothing", "other"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("demo.widen: nothing holds no trained model")
-    assert not (workplace / "other").exists()
-    begun, expected = FaceAging.load("wide"), widen.widened(FaceAging.load(packed))
-    for network in ("E", "G"):  # only the discriminators have been trained
-        for ours, theirs in zip(getattr(begun, network).weights, getattr(expected, network).weights, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    started, untrained = (FaceAging(**begun.config) for _ in range(2))
-    assert started.load_checkpoint("wide") and started.step == 0
-    for network in ("D_z", "D_img"):
-        assert not np.allclose(getattr(started, network).weights[0], getattr(untrained, network).weights[0])
-    assert train.train(["--savedir=wide", "--epoch=1", "--precision=float32"]) == 0
-    folder = workplace / "wide"
-    assert make.pack(folder, 8, workplace / "model") is None
-    config = read_config(workplace / "model")
-    assert config["training"]["held_out"] == read_config(packed)["training"]["held_out"]
-    assert make.how_trained(config) == (
-        "Trained for 1 epochs (5 steps of 10 faces) of drawn with `--loss_weights 0.0001,0.0001,0.0001 "
-        "--learning_rate 0.0025`, seed 2017, 8 encoder and 64 generator channels, 50 numbers for z. Its networks began "
-        "as those of a model of half the channels, trained for 1 epochs (5 steps of 10 faces) with `--learning_rate "
-        "0.01` and otherwise the same flags."
-    )
 
 
 def test_the_table_of_runs_has_a_row_a_run_with_every_number(run, workplace, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 import main
 from support import terminal
-from support.files import BEST_MODEL, SHIPPED_MODELS
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS
 from tests.conftest import TINY_FLAGS
 
 MAIN = Path(main.__file__)
@@ -118,7 +118,7 @@ def test_a_refused_flag_names_the_model_that_was_made_otherwise(place):
     done = call("--is_train=False", "--image_size=64", cwd=place)
     assert done.returncode == 2
     (line,) = done.stderr.decode().splitlines()
-    assert f"the run in {SHIPPED_MODELS[BEST_MODEL]} was made with 128" in line
+    assert f"the run in {INCLUDED_MODELS[DEFAULT_MODEL]} was made with 128" in line
 
 
 SETTINGS = [

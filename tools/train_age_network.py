@@ -1,4 +1,4 @@
-"""Train the small network that judges the age and gender of generated faces: `python -m demo.train_recognition`.
+"""Train the small network that judges the age and gender of generated faces: `python -m tools.train_age_network`.
 
 Trained on UTKFace's faces but the held-out ones, seed 2017, and but 1,000 more on which its own error is measured.
 Each age bin is drawn equally often, so that the mean of the distribution over ages is not pulled to where most faces
@@ -28,7 +28,8 @@ with main.silence():
     import tensorflow as tf
 
     import ops
-    from support import checkpoints, devices, recognition
+    from support import devices, recognition
+    from support.pretrained import load_quantized, quantize_weights
 
 SEED = 2017
 SIDE = 128  # pixels of the faces as they are read; the network sees them smaller
@@ -163,7 +164,7 @@ def table(head: str, measured: dict) -> str:
 
 
 def train_recognition(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="demo.train_recognition", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="tools.train_age_network", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds UTKFace")
     parser.add_argument("--out", type=Path, default=recognition.WEIGHTS, help="the weights are written there")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -171,7 +172,7 @@ def train_recognition(argv: list[str]) -> int:
     try:
         training, held_out = split(list_faces(find_dataset("UTKFace", flags.data)).faces, SEED)
     except InputError as error:
-        print(f"demo.train_recognition: {error}", file=sys.stderr)
+        print(f"tools.train_age_network: {error}", file=sys.stderr)
         return 2
     validation, training = training[:VALIDATION], training[VALIDATION:]
     keras.utils.set_random_seed(SEED)
@@ -180,9 +181,9 @@ def train_recognition(argv: list[str]) -> int:
     keras.config.set_dtype_policy("float32")
     train(network, *read(training), flags.epochs)
 
-    checkpoints.pack_weights(flags.out, [network])
+    quantize_weights(flags.out, [network])
     shipped = recognition.age_and_gender_network()
-    checkpoints.unpack_weights(flags.out, [shipped])
+    load_quantized(flags.out, [shipped])
     images, faces = read(held_out + validation)
     print(table("sharp", measure(shipped, images, faces)))
     print(table("blurred", measure(shipped, blur(images, BLURRED), faces)))

@@ -1,7 +1,7 @@
 """Measure how well support/align.py finds faces; with `fit`, make the statistics it ships again.
 
-    python -m tests.tools.measure_alignment data/UTKFace                  everything below but fit
-    python -m tests.tools.measure_alignment data/UTKFace scenes photos    of these only
+    python -m tools.measure_alignment data/UTKFace                  everything below but fit
+    python -m tools.measure_alignment data/UTKFace scenes photos    of these only
 
 template  where the set's own faces have eyes, nose and mouth, and how far they spread: TEMPLATE of align.py
 scenes    aligned faces set into larger canvases at known places, sizes and tilts: how many come back, and how near
@@ -9,7 +9,7 @@ empty     images without a face, in all four quarter turns: how many faces are f
 photos    photos of public domain that scikit-image and matplotlib ship, turned, tilted, shrunk, stretched, in groups
 time      seconds of CPU for photos of 1, 12 and 108 megapixels after the first, and the memory they take
 doubts    how often looks_aligned doubts aligned faces, and others
-fit       demo/aligned_face.npy, from faces that the other measures leave out
+fit       support/pretrained/aligned_face.npy, from faces that the other measures leave out
 
 In a scene the truth is the map that set the face in: a face has come back where its eyes (or the corners of its mouth),
 as TEMPLATE has them, are less than 5% of the crop's width from where they were in the aligned picture. In a changed
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from support import align
-from support.align import TEMPLATE, Found, apply, find_faces, looks_aligned, side_of, similarity
+from support.alignment import TEMPLATE, Found, apply, find_faces, looks_aligned, side_of, similarity
 
 FITTED = 6000  # faces of the shuffled set: a half to fit, a half to set the threshold; the other measures use the rest
 FALSE_ALARMS = 0.002

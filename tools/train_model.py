@@ -1,11 +1,11 @@
-"""Train the model that ships, and keep what its pictures are drawn from: `python -m demo.train --savedir save/shipped`.
+"""Train the included model, keeping what its pictures need: `python -m tools.train_model --savedir save/run`.
 
 Takes main.py's flags, with half the channels and batches of 64 where they are not given; goes on where it was stopped.
 After each epoch, beside what every run writes:
 
 - `random/NN.png`: ten people who do not exist (columns; five as male, five as female) at every age (rows, young to
   old). Each is the same place of the distribution of z after every epoch;
-- `epochs/NN.npz`: the weights of E and G after each of the last epochs, of which demo.make takes the mean.
+- `epochs/NN.npz`: the weights of E and G after each of the last epochs, of which tools.package_model takes the mean.
 """
 
 import sys
@@ -15,8 +15,8 @@ import numpy as np
 
 import main
 from support.batches import epoch_name
+from support.config import read_config
 from support.errors import InputError
-from support.files import read_config
 from support.flags import parse_flags
 from support.held_out import split_off
 from support.images import save_image
@@ -26,7 +26,7 @@ from support.terminal import make_streams_safe
 
 with main.silence():
     from FaceAging import FaceAging
-    from support.checkpoints import pack_weights
+    from support.pretrained import quantize_weights
 
 HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
 KEPT_EPOCHS = 4  # epochs, the last ones, whose weights are averaged: by L1 on the held-out faces 3 to 6 do alike
@@ -52,7 +52,7 @@ def keep_epoch(model: FaceAging, training: list) -> None:
     sheet = model.save_dir / "random" / f"{name}.png"
     if sheet.exists():
         return
-    pack_weights(model.save_dir / "epochs" / f"{name}.npz", [model.E, model.G], bits=16)
+    quantize_weights(model.save_dir / "epochs" / f"{name}.npz", [model.E, model.G], bits=16)
     for path in kept_epochs(model.save_dir)[:-KEPT_EPOCHS]:
         path.unlink()
     model.fit_z(training[: main.FITTED_FACES])
@@ -78,7 +78,7 @@ def train(argv: list[str]) -> int:
             if stopped_by := main.train_until(int(model.epoch), model, faces, flags):
                 return 128 + stopped_by
     except (InputError, FloatingPointError) as error:
-        print(f"demo.train: {error}", file=sys.stderr)
+        print(f"tools.train_model: {error}", file=sys.stderr)
         return 2
 
 

@@ -1,6 +1,6 @@
 """Compare trained runs, such as those of different loss weights, in one table:
 
-    python -m tests.tools.compare_runs save/weights/* demo/model --out save/weights/comparison
+    python -m tools.compare_runs save/weights/* support/pretrained/aging --out save/weights/comparison
 
 For each run, on the faces held out of its own training, what `FaceAging.evaluate` measures: the units of MEASURES, of
 support.aging_measures.AGING_MEASURES and of IDENTITY_MEASURES, where dlib is installed (--identity False leaves it
@@ -27,9 +27,10 @@ import numpy as np
 
 import main
 from support.batches import read_images
+from support.config import read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
-from support.files import read_config, write_json
+from support.files import write_json
 from support.flags import true_or_false
 from support.held_out import parts_of
 
@@ -123,7 +124,7 @@ def row_line(row: dict) -> str:
 
 
 def compare_runs(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tests.tools.compare_runs", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="tools.compare_runs", description=__doc__.split("\n", 1)[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--out", type=Path, help="OUT.json is written")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds the data sets")

@@ -1,8 +1,8 @@
-"""Make what ships in demo/ from a run of demo.train: `python -m demo.make save/shipped`, or only some steps of it.
+"""Package the included model from a run of tools.train_model: `python -m tools.package_model save/run [STEP ...]`.
 
-- model: demo/model/weights.npz and config.json, the run's E and G with 8-bit weights, each the mean over the last
+- model: the run's E and G with 8-bit weights, each the mean over the last
   epochs, and how z of the faces that it was trained on is distributed;
-- card: the numbers in demo/model/README.md, measured on the run's held-out faces, which must be in data/;
+- card: the numbers in support/pretrained/aging/README.md, measured on the run's held-out faces, which must be in data/;
 - faces: demo/faces, twenty people who do not exist (`FaceAging.sample`), each of two at another age bin, one as male
   and one as female. They are taken as they come. Names are MORPH's: 03_1F13.png is the third, female, 13 years old.
   Those of an earlier call are removed;
@@ -26,22 +26,25 @@ from PIL import Image
 import main
 from support import pictures
 from support.batches import split
+from support.config import read_config
 from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
 from support.errors import InputError
-from support.files import BEST_MODEL, PACKED, SHIPPED_MODELS, read_config, write_json, write_whole
+from support.files import atomic_write, write_json
 from support.flags import to_path
 from support.held_out import held_out_of
 from support.images import save_image
 from support.labels import FEMALE, MALE
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED
 from support.terminal import make_streams_safe
 
 with main.silence():
     import ops
-    from demo.train import kept_epochs
     from FaceAging import FaceAging
-    from support.checkpoints import pack_weights, saved_checkpoints, unpack_weights
+    from support.checkpoints import saved_checkpoints
+    from support.pretrained import load_quantized, quantize_weights
+    from tools.train_model import kept_epochs
 
-DEMO = Path(__file__).parent
+DEMO = Path(__file__).parents[1] / "demo"
 FACES = DEMO / "faces"
 FACES_SEED = 5
 RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words for its codes 0 to 4
@@ -49,7 +52,7 @@ RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's own words fo
 KEPT = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
 AGED = {"age_seen": 1, "centre_error": 1, "gender_obeyed": 2, "real_faces": 0, "real_age": 1, "real_age_seen": 1}
 PERSON = {"faces": 0, "rebuilt_same": 2, "aged_same": 2, "others_same": 2, "rebuilt_strict": 2, "aged_strict": 2}
-BEGIN, END = "<!-- numbers, written by demo.make -->", "<!-- end of numbers -->"
+BEGIN, END = "<!-- numbers, written by tools.package_model -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 PICTURE_WIDTH = 1600  # pixels
 SHOWN_LARGE, LARGE = 4, 256  # the number of the face in demo/ages.png, and its side there in pixels
@@ -69,7 +72,7 @@ def faces_of(run: Path) -> tuple[list[Face], list[Face]]:
 
 
 def load_averaged(run: Path) -> FaceAging:
-    """Returns a run's model with the mean of its weights after each of the last epochs, where demo.train kept them.
+    """Returns a run's model with the mean of the weights kept after each of its last epochs.
 
     The weights of one epoch swing about that mean (stochastic weight averaging: Izmailov et al., UAI 2018).
     """
@@ -77,7 +80,7 @@ def load_averaged(run: Path) -> FaceAging:
     variables = model.E.weights + model.G.weights
     epochs = []
     for path in kept_epochs(run):
-        unpack_weights(path, [model.E, model.G])
+        load_quantized(path, [model.E, model.G])
         epochs.append([variable.numpy() for variable in variables])
     for variable, values in zip(variables, zip(*epochs, strict=True), strict=bool(epochs)):
         variable.assign(np.mean(values, axis=0))
@@ -85,15 +88,15 @@ def load_averaged(run: Path) -> FaceAging:
 
 
 def pack(run: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[Face] = ()) -> None:
-    """Write the averaged E and G of a run into the folder, or else into demo/model.
+    """Write the averaged E and G of a run into the folder, or else into support/pretrained/aging.
 
     With faces they carry the distribution of z over them, for `FaceAging.sample`.
     """
-    folder = folder or SHIPPED_MODELS[BEST_MODEL]
+    folder = folder or INCLUDED_MODELS[DEFAULT_MODEL]
     model = load_averaged(run)
     if faces:
         model.fit_z(faces)
-    pack_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
+    quantize_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
     write_json(folder / "config.json", packed_config(run))
 
 
@@ -108,8 +111,8 @@ def packed_config(run: Path) -> dict:
 
 
 def write_card(run: Path) -> None:
-    """Put the numbers of the packed model, and what packing costs, between the marks of demo/model/README.md."""
-    folder = SHIPPED_MODELS[BEST_MODEL]
+    """Write the numbers of the packed model, and what packing costs, between the marks of its model card."""
+    folder = INCLUDED_MODELS[DEFAULT_MODEL]
     model = FaceAging.load()
     trained_on, held_out = faces_of(folder)
     measured = model.evaluate(held_out, others=trained_on)
@@ -139,7 +142,7 @@ def write_card(run: Path) -> None:
     card = folder / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    with write_whole(card) as path:
+    with atomic_write(card) as path:
         path.write_text(before + "\n".join([*lines, END]) + after, encoding="utf-8")
 
 
@@ -273,7 +276,7 @@ STEPS = {
 
 
 def make(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="demo.make", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="tools.package_model", description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", type=to_path, help="the folder of the run")
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=[], help="all of them where none is given")
     flags = parser.parse_args(argv)
@@ -282,7 +285,7 @@ def make(argv: list[str]) -> int:
             print(f"{step} ...", flush=True)
             STEPS[step](flags.run)
     except (InputError, OSError) as error:
-        print(f"demo.make: {error}", file=sys.stderr)
+        print(f"tools.package_model: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image
 
 # Where UTKFace's aligned pictures have the eyes, the nose and the corners of the mouth, left before right as they are
-# seen, in fractions of the picture's side: medians that `tests/tools/measure_alignment.py template` prints.
+# seen, in fractions of the picture's side: medians that `tools/measure_alignment.py template` prints.
 TEMPLATE = np.array([(0.296, 0.291), (0.689, 0.292), (0.493, 0.521), (0.317, 0.693), (0.668, 0.692)])
 VIEW = (TEMPLATE - 0.06) / 0.86  # where they are, likewise, in the smaller square that is looked at twice
 SMALLEST_CROP, LARGEST_CROP = 16, 1024  # pixels a side
 # Of 400 faces in scenes one was less than 97% sure, and no point was farther off than 0.12; of what is found in images
-# without a face nothing is more than 80% sure: `tests/tools/measure_alignment.py scenes empty` prints both.
+# without a face nothing is more than 80% sure: `tools/measure_alignment.py scenes empty` prints both.
 CONFIDENCE = 0.95
 DEVIATION = 0.15  # of any of the five points from TEMPLATE, in sides of the crop
-DISCRIMINANT = Path(__file__).parents[1] / "demo" / "aligned_face.npy"  # float16 [513], by measure_alignment.py fit
+DISCRIMINANT = Path(__file__).parent / "pretrained" / "aligned_face.npy"  # float16 [513], by measure_alignment.py fit
 
 
 class Face(NamedTuple):

@@ -1,4 +1,4 @@
-"""Draws demo/method.png, the four networks and what flows between them: `python -m demo.draw_method`.
+"""Draws demo/method.png, the four networks and what flows between them: `python -m tools.draw_method`.
 
 Sizes are those of the defaults; the faces are drawn, and the blurred one only stands for a reconstruction.
 """
@@ -19,7 +19,7 @@ AGE = 34  # years, of the drawn face
 WIDTH, HEIGHT = 16.0, 9.0  # of the drawing, in its own units
 
 
-class Drawing:
+class Renderer:
     """Boxes, arrows and words on one axes, in units of WIDTH x HEIGHT."""
 
     def __init__(self):
@@ -75,7 +75,7 @@ class Drawing:
 def draw(path: Path) -> None:
     random = np.random.default_rng(29)
     face = draw_face(draw_person(random), AGE, FEMALE)
-    d = Drawing()
+    d = Renderer()
     middle = 5.0
 
     # the autoencoder, left to right
@@ -152,4 +152,4 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(__file__).parent / "method.png")
+    draw(Path(__file__).parents[1] / "demo" / "method.png")

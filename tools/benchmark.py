@@ -1,4 +1,4 @@
-"""How fast the program is on this machine: `python -m tests.tools.benchmark [--full] [--json FILE]`.
+"""How fast the program is on this machine: `python -m tools.benchmark [--full] [--json FILE]`.
 
 Each row is measured in a process of its own, so that its memory is its own; what is compared is measured in one
 process, in turn, and given as the median. Leave the machine alone meanwhile. Without --full it takes less than eight
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from support.labels import gender_labels
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PRECISIONS = ("mixed_bfloat16", "float32")
 BATCH = 100
 MATRIX = 4096  # a side of the matrices whose product is the machine's rate
@@ -87,7 +87,7 @@ def measure_step(precision: str) -> dict:
     import tensorflow as tf
 
     from FaceAging import FaceAging
-    from support.weights import WEIGHTED_LOSSES
+    from support.config import WEIGHTED_LOSSES
 
     model = FaceAging(size_batch=BATCH, precision=precision)
     batch = random_batch(model)
@@ -118,7 +118,7 @@ def measure_loop(precision: str) -> dict:
     import tensorflow as tf
 
     from FaceAging import FaceAging
-    from support.weights import WEIGHTED_LOSSES
+    from support.config import WEIGHTED_LOSSES
 
     class Enough(Exception):
         pass
@@ -158,14 +158,14 @@ def measure_loop(precision: str) -> dict:
 def measure_pipeline() -> dict:
     """Reading, decoding and resizing alone."""
     import ops
-    from support.batches import Batches
+    from support.batches import BatchLoader
     from support.labels import AgeBins
 
     with tempfile.TemporaryDirectory() as folder:
         faces = drawn_faces(folder, 1000)
         began = time.perf_counter()
         load_image = functools.partial(ops.load_image, size_image=128, channels=3)
-        batches = Batches(faces, AgeBins(), load_image, size_batch=BATCH, num_z_channels=50, seed=0).of(1)
+        batches = BatchLoader(faces, AgeBins(), load_image, size_batch=BATCH, num_z_channels=50, seed=0).of(1)
         images = sum(len(batch[0]) for batch in batches)
         seconds = time.perf_counter() - began
     return {"images/s": images / seconds, "peak memory, GB": peak_gb()}
@@ -278,7 +278,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "part.json"
         for title, part in rows(flags.full).items():
-            command = [sys.executable, "-m", "tests.tools.benchmark", "--json", str(answer), "--part", *part]
+            command = [sys.executable, "-m", "tools.benchmark", "--json", str(answer), "--part", *part]
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             report[title] = json.loads(answer.read_text())
             print(f"\n{title}")

@@ -1,6 +1,6 @@
 """Kill a small run with -9 again and again, and hold what it becomes to a run that nobody stopped.
 
-    python -m tests.tools.kill_sweep --kills 200
+    python -m tools.kill_sweep --kills 200
 
 Half of the kills come when a checkpoint has begun to be written, the others after a random number of steps or while the
 program is still starting. Whenever a run has reached its end, its checkpoint, losses, pictures and folder must be those

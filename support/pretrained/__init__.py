@@ -1,0 +1,125 @@
+"""The included models: where they are, their 8-bit weights, and the distribution of z over real faces.
+
+z of real faces is far from uniform, so z ~ U(-1, 1) decodes to smeared faces. z lies in (-1, 1); arctanh maps it to the
+real line, where a normal distribution is fitted: a mean and a covariance, and no face.
+"""
+
+import itertools
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from support.errors import InputError, reason
+from support.files import atomic_write
+
+PRETRAINED = Path(__file__).parent
+# the folders of the models that ship, by the --loss_weights that each was trained with; the first is the best one
+INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "2017": PRETRAINED / "paper"}
+DEFAULT_MODEL = next(iter(INCLUDED_MODELS))
+PACKED = "weights.npz"  # the file that holds the weights of a packed model
+REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # weight names of Keras and of the reference program
+EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
+
+
+class Distribution(NamedTuple):
+    """The normal distribution of arctanh(z): mean float32 [Z], covariance float32 [Z, Z]."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def fit_distribution(z: np.ndarray) -> Distribution:
+    """Returns the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
+    if len(z) < 2:
+        raise InputError("one face has no distribution of z: two at least are needed")
+    unbounded = np.arctanh(np.clip(z.astype(np.float64), -EDGE, EDGE))
+    covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
+    return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
+
+
+def sample_distribution(distribution: Distribution | int, count: int, seed: int) -> np.ndarray:
+    """Returns so many latent codes, float32 [count, Z] in (-1, 1); the first ones are the same whatever the count.
+
+    Instead of a distribution Z may be given: they are drawn from the prior, U(-1, 1).
+    """
+    if isinstance(distribution, int):
+        return np.random.default_rng(seed).uniform(-1, 1, (count, distribution)).astype(np.float32)
+    values, vectors = np.linalg.eigh(distribution.covariance.astype(np.float64))
+    spread = vectors * np.sqrt(np.maximum(values, 0))  # rounding leaves some eigenvalues a little below 0
+    normal = np.random.default_rng(seed).standard_normal((count, len(values)))
+    return np.tanh(distribution.mean + normal @ spread.T).astype(np.float32)
+
+
+def included_model(name: str) -> Path:
+    """Returns the folder of the model that ships under this name. Raises InputError where there is none, or half."""
+    if name not in INCLUDED_MODELS:
+        raise InputError(f"no model {name} ships: take {' or '.join(INCLUDED_MODELS)}")
+    folder = INCLUDED_MODELS[name]
+    for part in ("config.json", PACKED):
+        if not (folder / part).is_file():
+            raise InputError(f"{folder} has no {part}: get it again from where the program came from")
+    return folder
+
+
+def reference_name(variable) -> str:
+    """Returns what the reference program's checkpoints call a weight: E_conv0/kernel is E_conv0/w there."""
+    layer, name = variable.path.split("/")[-2:]
+    return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
+
+
+def quantize_weights(
+    path: str | Path, networks: Sequence, bits: int = 8, distribution: Distribution | None = None
+) -> None:
+    """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with scales.
+
+    A convolution has a scale per output channel. A fully connected layer has one per input: G's has z beside hundreds
+    of copies of the labels, whose weights are smaller and whose rounding errors would add up. Biases stay as they are.
+    Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The distribution of z over real
+    faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
+    """
+    from keras import layers  # slow to import: the command line needs only the folders above
+
+    arrays = {f"z/{name}": values for name, values in distribution._asdict().items()} if distribution else {}
+    for layer in itertools.chain.from_iterable(network.layers for network in networks):
+        for variable in layer.weights:
+            name, values = reference_name(variable), variable.numpy()
+            if values.ndim > 1 and bits == 8:
+                # kernels are [input, output], [height, width, output, input] or [height, width, input, output]
+                scaled = 0 if values.ndim == 2 else 2 if isinstance(layer, layers.Conv2DTranspose) else 3
+                others = tuple(axis for axis in range(values.ndim) if axis != scaled)
+                scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
+                arrays[f"{name}/scale"] = scale
+                values = np.rint(values / scale).astype(np.int8)
+            elif values.ndim > 1:
+                values = values.astype(np.float16)
+            arrays[name] = values
+    with atomic_write(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def read_distribution(folder: Path) -> Distribution | None:
+    """Returns the distribution of z that a packed model in the folder carries, or None where there is none."""
+    if not (folder / PACKED).is_file():
+        return None
+    with np.load(folder / PACKED, allow_pickle=False) as arrays:
+        names = [f"z/{name}" for name in Distribution._fields]
+        return Distribution(*(arrays[name] for name in names)) if names[0] in arrays else None
+
+
+def load_quantized(path: str | Path, networks: Sequence) -> None:
+    """Load weights written by `quantize_weights`. Raises InputError, and changes nothing, for any others."""
+    variables = [variable for network in networks for variable in network.weights]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [reference_name(variable) for variable in variables]
+            values = [arrays[name].astype(np.float32) * arrays.get(f"{name}/scale", 1) for name in names]
+        if any(value.shape != variable.shape for value, variable in zip(values, variables, strict=True)):
+            raise ValueError("another network's")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a whole set of weights: get it again ({reason(error)})") from error
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
