@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import checkpoints, portraits, pretrained
+from support import checkpoints, portraits
 from support.batches import (
     PRETRAINING_EPOCHS,
     BatchLoader,
@@ -39,7 +39,7 @@ from support.held_out import split_off
 from support.images import fit_images, save_image
 from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.pictures import IN_A_ROW, animate_training, grid
-from support.pretrained import DEFAULT_MODEL, included_model
+from support.pretrained import DEFAULT_MODEL, fit_distribution, included_model, read_distribution, sample_distribution
 from support.run import Run, check_beginning, check_finite
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
@@ -432,7 +432,7 @@ class FaceAging:
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir or path)
         if not model.load_checkpoint(path, networks_only=True):
             raise InputError(f"{path} holds no trained model yet: train one, or name another --savedir")
-        model.z_distribution = pretrained.read_distribution(path)
+        model.z_distribution = read_distribution(path)
         return model
 
     # Evaluator and aging.
@@ -466,14 +466,14 @@ class FaceAging:
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
         z = [self._z_of(images) for images, _ in read_parts(faces, self._load_image, "Encoding")]
-        self.z_distribution = pretrained.fit_distribution(np.concatenate(z))
+        self.z_distribution = fit_distribution(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
         """z of so many people who do not exist, float32 [count, num_z_channels] in (-1, 1).
 
         They are drawn from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which makes rougher faces.
         """
-        return pretrained.sample_distribution(self.z_distribution or self.num_z_channels, count, seed)
+        return sample_distribution(self.z_distribution or self.num_z_channels, count, seed)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".

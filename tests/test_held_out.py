@@ -19,7 +19,7 @@ from support.flags import parse_flags
 from support.held_out import find_copies, held_out_of, split_off
 from support.pretrained import INCLUDED_MODELS
 from tests.conftest import TINY
-from tools import make
+from tools import package_model
 
 SEED = 2017
 
@@ -176,7 +176,7 @@ def test_starting_from_a_model_that_saw_the_held_out_faces_is_said(run, folder, 
 
 
 def test_a_packed_model_carries_the_record(run, tmp_path):
-    make.pack(run, 8, tmp_path / "packed")
+    package_model.pack(run, 8, tmp_path / "packed")
     assert read_config(tmp_path / "packed")["training"]["held_out"] == read_config(run)["training"]["held_out"]
 
 

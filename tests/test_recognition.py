@@ -16,7 +16,7 @@ from support.dataset import Face, list_faces
 from support.errors import InputError
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
 from tests.conftest import TINY
-from tools import train_recognition
+from tools import train_age_network
 
 BINS = AgeBins([10, 40])  # centres 5, 25.5 and 48 years
 
@@ -180,23 +180,23 @@ def test_what_is_seen_in_generated_faces_is_what_is_seen_in_those_that_generate_
 def test_the_judge_is_trained_on_the_faces_that_are_not_held_out(workplace, drawn_folder, monkeypatch, capsys):
     (workplace / "data/UTKFace").symlink_to(drawn_folder, target_is_directory=True)
     for name, value in (("BATCH", 10), ("VALIDATION", 10)):
-        monkeypatch.setattr(train_recognition, name, value)
+        monkeypatch.setattr(train_age_network, name, value)
     trained_on = []
-    train = train_recognition.train
+    train = train_age_network.train
     monkeypatch.setattr(
-        train_recognition,
+        train_age_network,
         "train",
         lambda network, images, faces, epochs: (
             trained_on.extend(faces),
             train(network, images[:20], faces[:20], epochs),
         ),
     )
-    assert train_recognition.train_recognition(["--out=weights.npz", "--epochs=1"]) == 0
+    assert train_age_network.train_age_network(["--out=weights.npz", "--epochs=1"]) == 0
     _, held_out = split(list_faces("data/UTKFace").faces, 2017)
     assert len(trained_on) == 60 - 6 - 10 and not set(trained_on) & set(held_out)
     assert 0.5e6 < (workplace / "weights.npz").stat().st_size < 1e6
     assert capsys.readouterr().out.count("| mean age seen |") == 2  # sharp and blurred
-    assert train_recognition.train_recognition(["--data=nowhere"]) == 2
+    assert train_age_network.train_age_network(["--data=nowhere"]) == 2
 
 
 @pytest.mark.skipif(
