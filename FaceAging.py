@@ -293,7 +293,7 @@ class FaceAging:
         signal's number is returned. Raises InputError where training cannot begin or go on, FloatingPointError for a
         loss that is not finite. Without a GPU, TensorFlow's operations are deterministic from here on.
         """
-        training, held_out, record = split_off(faces, self.seed, self.save_dir, self.devices.say)
+        training, held_out, record = split_off(faces, self.seed, self.save_dir, self.devices.log)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
         check_beginning(self.save_dir, use_trained_model, len(faces), record, self.config)
@@ -304,19 +304,19 @@ class FaceAging:
         with Run(self.save_dir, self.devices, ops.loss_line) as run:  # locks the folder, removes what a killed run left
             self._begin(num_epochs, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
-            held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.say)
+            held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.log)
             run.open(self.config, {**(notes or {}), "faces": len(faces), "held_out": record}, int(self.step))
             run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
             self._train_epochs(run, batches, held_out_batch, *schedule)
-        if self.devices.is_chief and not run.stopped_by:
+        if self.devices.is_chief and not run.stop_signal:
             done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # the epochs of this run alone
             run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
-        return run.stopped_by
+        return run.stop_signal
 
     def _train_epochs(
         self, run: Run, batches: BatchLoader, held_out, num_epochs, learning_rate, decay_rate, loss_weights
     ):
-        """Train from where `epoch` and `batch` stand until num_epochs epochs are done or run.stopped_by is set."""
+        """Train from where `epoch` and `batch` stand until num_epochs epochs are done or run.stop_signal is set."""
         for epoch in range(int(self.epoch), num_epochs + 1):
             # pre-training, epochs -9 to 0, has no adversaries
             weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in loss_weights.items()}
@@ -337,21 +337,21 @@ class FaceAging:
                     run.log(int(self.step), epoch - 1 + done, losses, out, rate)  # waits for the device
                     if done < 1 and run.save_is_due:
                         run.save(self.save_checkpoint)
-                        if run.stopped_by:
+                        if run.stop_signal:
                             return
             except TooManyBad:  # what was trained until then is kept
                 run.save(self.save_checkpoint)
                 raise
             for path, reason in batches.newly_bad().items():
-                self.devices.say(f"Another face stands in for {printable(path)}: {reason}")
+                self.devices.log(f"Another face stands in for {printable(path)}: {reason}")
 
             # the held-out faces, rebuilt and at every age; then the epoch is done
             run.log_epoch(int(self.step), epoch_name(epoch), *self._show_epoch(*held_out))
             self.epoch.assign(epoch + 1)
             self.batch.assign(0)
-            if run.stopped_by or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
+            if run.stop_signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
                 run.save(self.save_checkpoint)
-            if run.stopped_by:
+            if run.stop_signal:
                 return
 
     def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> BatchLoader:
@@ -369,9 +369,9 @@ class FaceAging:
         """Put networks, optimizers, epoch and step where training begins or goes on."""
         if self.load_checkpoint():
             if self.epoch > num_epochs:
-                self.devices.say(f"All {num_epochs} epochs are done")
+                self.devices.log(f"All {num_epochs} epochs are done")
                 return
-            self.devices.say(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
+            self.devices.log(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
         else:
             if init_model:
                 self.load_checkpoint(included_model(init_model))

@@ -75,11 +75,11 @@ def build(flags: argparse.Namespace, listing: Listing):
 
         strategy = choose_strategy()
     devices = Devices(strategy)
-    say = devices.say
+    log = devices.log
     if flags.precision == "auto":
         flags.precision, reason = best_precision()
-        say(f"Precision {flags.precision}: {reason}")
-    say(describe(listing, AgeBins(flags.age_bounds)))
+        log(f"Precision {flags.precision}: {reason}")
+    log(describe(listing, AgeBins(flags.age_bounds)))
     if devices.is_chief and (doubt := doubt_alignment(listing.faces)):
         print(doubt, file=sys.stderr)
     return FaceAging(
@@ -109,14 +109,14 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
 def train(flags: argparse.Namespace, given: set[str]) -> int:
     listing = find_faces(flags, given)
     model = build(flags, listing)
-    say = model.devices.say
-    say("Training Mode")
-    stopped_by = train_until(flags.epoch, model, listing.faces, flags)
-    if stopped_by:
-        say(f"Stopped; all is saved in {printable(str(flags.savedir))}: the same command goes on from there")
-        return 128 + stopped_by
+    log = model.devices.log
+    log("Training Mode")
+    stop_signal = train_until(flags.epoch, model, listing.faces, flags)
+    if stop_signal:
+        log(f"Stopped; all is saved in {printable(str(flags.savedir))}: the same command goes on from there")
+        return 128 + stop_signal
     where = () if flags.savedir == Path("save") else ("--savedir", flags.savedir)
-    say(
+    log(
         f"Done! The run is in {printable(str(flags.savedir))}. This ages the demo faces with it, or your own with "
         f"--testdir DIR:\n{python(from_here(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
     )

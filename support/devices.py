@@ -201,7 +201,7 @@ class Devices:
             raise InputError(f"seed {number} is not within 0-{LARGEST_SEED}")
         keras.utils.set_random_seed(number)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line, if this is the chief."""
         if self.is_chief:
             print(line, flush=True)

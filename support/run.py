@@ -5,12 +5,10 @@ import csv
 import math
 import os
 import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from support.errors import InputError, reason
 from support.files import atomic_write, locked, remove_temporaries
 from support.images import save_image
 from support.pictures import plot_losses
-from support.terminal import progress
+from support.terminal import StopSignal, progress
 
 HISTOGRAM_STEPS = 50  # steps from one histogram of z and the logits to the next
 CHECKPOINT_SECONDS = 600  # seconds from one checkpoint within an epoch to the next
@@ -83,16 +81,16 @@ def check_finite(values: dict[str, float], step: int) -> None:
 class Run:
     """A training's hold on its folder, from the lock to the last line of the log.
 
-    `folder` is save_dir for the chief. Other workers do all that the chief does, in a temporary folder that goes at the
-    end: what they write is thrown away. `stopped_by` is the signal that asked this training to end, or None.
-    line: the function that turns the losses, float by name, into what the progress bar and each epoch's line show.
+    `folder` is save_dir for the chief; other workers write the same files to a temporary folder, which is removed at
+    the end. `stop_signal` is the number of the signal that asked this training to stop, or None.
+    line: function that formats the losses, floats by name, for the progress bar and the line of each epoch.
     """
 
     def __init__(self, save_dir: Path, devices: Devices, line: Callable[[dict[str, float]], str]):
         self.folder = save_dir
         self.devices = devices
         self.line = line
-        self.stopped_by: int | None = None
+        self.stop_signal: int | None = None
         self.not_drawn: set[str] = set()  # kinds of pictures that could not be drawn
 
     def __enter__(self) -> "Run":
@@ -116,13 +114,13 @@ class Run:
             self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         write_config(self.folder, config, notes)
         self.training_log = self.stack.enter_context(TrainingLog(self.folder, step))
-        self.stop_signal = self.stack.enter_context(StopSignal())
+        self.signals = self.stack.enter_context(StopSignal())
         self.saved_at = time.monotonic()
 
     def progress(self, batches: Iterable, title: str, done: int, total: int) -> Iterable:
         """Yields the batches of an epoch, while a bar or lines show how far it is; `done` of `total` lie behind."""
         self.title, self.total = title, total
-        self.bar = progress(batches, title, total, self.devices.say, initial=done, unit="batch")
+        self.bar = progress(batches, title, total, self.devices.log, initial=done, unit="batch")
         return self.bar
 
     def log(self, step: int, epoch: float, losses: dict, outputs: dict, learning_rate: float) -> None:
@@ -137,7 +135,7 @@ class Run:
         if step % HISTOGRAM_STEPS == 0:
             self.training_log.write_histograms(step, outputs)
         self.bar.set_postfix_str(self.line(losses))
-        self._hear()
+        self.poll()
 
     def log_epoch(self, step: int, name: str, sheets: dict[str, np.ndarray], held_out_loss: float) -> None:
         """Log the end of an epoch: the sheets drawn for it, the loss curve so far, and a line with its mean losses.
@@ -150,8 +148,8 @@ class Run:
         log.write_epoch(step, sheets, held_out_loss)
         self.draw("loss_epoch.png", plot_losses, log.columns["epoch"], log.columns["EG_loss"])
         means = {name: np.mean(log.columns[name][-self.total :]) for name in log.losses}
-        self.devices.say(f"{self.title}, step {step}: {self.line(means)}, held-out L1 {held_out_loss:.4f}")
-        self._hear()
+        self.devices.log(f"{self.title}, step {step}: {self.line(means)}, held-out L1 {held_out_loss:.4f}")
+        self.poll()
 
     def draw(self, name: str, draw: Callable, *arguments) -> None:
         """Call draw(path, *arguments), by which the picture of this name in the folder is drawn and written.
@@ -168,17 +166,17 @@ class Run:
                 tqdm.write(line, file=sys.stderr)
             self.not_drawn.add(kind)
 
-    def _hear(self) -> None:
+    def poll(self) -> None:
         """Learn whether to stop; all workers ask each other, so that all stop at the same batch."""
-        heard = self.stop_signal.signal
-        if self.devices.world_size > 1 and self.devices.sum_of_workers(heard or 0):
-            heard = heard or signal.SIGTERM
-        self.stopped_by = heard
+        stop_signal = self.signals.number
+        if self.devices.world_size > 1 and self.devices.sum_of_workers(stop_signal or 0):
+            stop_signal = stop_signal or signal.SIGTERM
+        self.stop_signal = stop_signal
 
     @property
     def save_is_due(self) -> bool:
         """Whether the last checkpoint is so old, or the training has been asked to stop."""
-        return bool(self.stopped_by) or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return bool(self.stop_signal) or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
     def save(self, save_checkpoint: Callable) -> None:
         """Bring the log to the disk and then, if this is the chief, save a checkpoint: it is never ahead of the log."""
@@ -267,45 +265,3 @@ class TrainingLog:
             tf.summary.scalar("held_out_EG_loss", held_out_loss)
             for name, sheet in sheets.items():
                 tf.summary.image(name, sheet[None])
-
-
-class StopSignal:
-    """Within it the first Ctrl-C or SIGTERM is only noted, in `signal`; a second one ends the program at once.
-
-    A thread listens for them: a handler of Python's would wait for TensorFlow to come back from the step in hand.
-    TensorFlow's own PreemptionCheckpointHandler hears no Ctrl-C, and wants its own manager of checkpoints.
-    """
-
-    SIGNALS: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self):
-        self.signal: int | None = None
-        self.handlers = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # in another thread Python hears no signals
-            self.handlers = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
-            # Python writes the number of each signal to the one end; on Windows that must be a socket, not a pipe
-            self.receiver, self.sender = socket.socketpair()
-            self.sender.setblocking(False)
-            self.wakeup = signal.set_wakeup_fd(self.sender.fileno())
-            self.listener = threading.Thread(target=self._listen, daemon=True)
-            self.listener.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.handlers:
-            signal.set_wakeup_fd(self.wakeup)
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
-            self.sender.close()
-            self.listener.join()
-            self.receiver.close()
-
-    def _listen(self) -> None:
-        while heard := self.receiver.recv(1):
-            if heard[0] in self.handlers:
-                if self.signal:
-                    os._exit(128 + heard[0])
-                self.signal = heard[0]
-                print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)

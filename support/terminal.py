@@ -6,10 +6,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -89,21 +92,21 @@ def silence() -> Iterator[None]:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-def progress(items: Iterable, title: str, total: int | None = None, say: Callable[[str], None] = print, **bar):
+def progress(items: Iterable, title: str, total: int | None = None, log: Callable[[str], None] = print, **bar):
     """Returns an iterable over the items that shows how far it is: a bar, or a line now and then without a terminal.
 
-    bar: what tqdm takes for its bar, such as `unit` and `initial`. A line is given to `say`.
+    bar: what tqdm takes for its bar, such as `unit` and `initial`. A line is passed to `log`.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        return Lines(items, title, len(items) if total is None else total, say, bar)
+        return Lines(items, title, len(items) if total is None else total, log, bar)
     return tqdm(items, title, total, **bar)
 
 
 class Lines:
     """What stands for a progress bar where there is no terminal: lines, LINE_SECONDS or one item apart."""
 
-    def __init__(self, items: Iterable, title: str, total: int, say: Callable[[str], None], bar: dict):
-        self.items, self.title, self.total, self.say = items, title, total, say
+    def __init__(self, items: Iterable, title: str, total: int, log: Callable[[str], None], bar: dict):
+        self.items, self.title, self.total, self.log = items, title, total, log
         self.done = bar.get("initial", 0)
         self.unit, self.scale = bar["unit"], bar.get("unit_scale", 1)
         self.postfix = ""
@@ -127,7 +130,7 @@ class Lines:
                     seconds = (now - begun) / (self.done - first) * (self.total - self.done)
                     left = f", {timedelta(seconds=round(seconds))} left"
                 done, total = self.done * self.scale, self.total * self.scale
-                self.say(f"{self.title}: {self.unit} {done:,} of {total:,}{self.postfix}{left}")
+                self.log(f"{self.title}: {self.unit} {done:,} of {total:,}{self.postfix}{left}")
                 said = now
 
 
@@ -152,3 +155,45 @@ def from_here(path: Path) -> Path:
         return Path(os.path.relpath(path))
     except ValueError:  # on another drive of Windows
         return path
+
+
+class StopSignal:
+    """Context manager in which the first SIGINT or SIGTERM only sets `number`; a second one ends the process.
+
+    A thread receives the signals: a Python handler would run only after TensorFlow has finished the current step.
+    TensorFlow's PreemptionCheckpointHandler ignores SIGINT and needs its own checkpoint manager.
+    """
+
+    SIGNALS: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.number: int | None = None
+        self.handlers = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to the main thread only
+            self.handlers = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
+            # Python writes each signal's number to this descriptor; on Windows it must be a socket, not a pipe
+            self.receiver, self.sender = socket.socketpair()
+            self.sender.setblocking(False)
+            self.wakeup = signal.set_wakeup_fd(self.sender.fileno())
+            self.listener = threading.Thread(target=self._listen, daemon=True)
+            self.listener.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.handlers:
+            signal.set_wakeup_fd(self.wakeup)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            self.sender.close()
+            self.listener.join()
+            self.receiver.close()
+
+    def _listen(self) -> None:
+        while received := self.receiver.recv(1):
+            if received[0] in self.handlers:
+                if self.number:
+                    os._exit(128 + received[0])
+                self.number = received[0]
+                print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)

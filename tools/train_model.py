@@ -67,7 +67,7 @@ def train(argv: list[str]) -> int:
             flags, given = parse_flags([*HALF, *argv])
         listing = main.find_faces(flags, given)
         model, faces = main.build(flags, listing), listing.faces
-        training, _, _ = split_off(faces, model.seed, model.save_dir, model.devices.say)
+        training, _, _ = split_off(faces, model.seed, model.save_dir, model.devices.log)
         model.load_checkpoint()
         while True:
             if model.batch == 0 and model.epoch > 1:
@@ -75,8 +75,8 @@ def train(argv: list[str]) -> int:
             if model.epoch > flags.epoch:
                 return 0
             # epoch by epoch, each by going on from the checkpoint of the one before
-            if stopped_by := main.train_until(int(model.epoch), model, faces, flags):
-                return 128 + stopped_by
+            if stop_signal := main.train_until(int(model.epoch), model, faces, flags):
+                return 128 + stop_signal
     except (InputError, FloatingPointError) as error:
         print(f"tools.train_model: {error}", file=sys.stderr)
         return 2
