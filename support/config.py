@@ -22,7 +22,7 @@ PRESETS = {
     "released": (1e-4, 0.0, 0.0),
     "2017": (1e-4, 1e-4, 1e-4),
     "paper": (0.01, 0.01, 0.1),  # section 4.1 has 1 : 10 beside 100: divided by 100
-    "aging": (3e-4, 1e-4, 1e-4, 2e-2, 0.3),  # the README has what was measured
+    "aging": (3e-4, 1e-4, 1e-4, 2e-2, 0.3),  # measurements: docs/experiments.md
 }
 
 

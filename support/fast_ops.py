@@ -2,7 +2,7 @@
 
 What: `Conv2D`, `Conv2DTranspose`, `BatchNormalization` and `Adam` compute what Keras' classes of those names compute,
 and `total_variation` what its three-line formula says; tests/test_layers.py holds each to it.
-Why: with them a step takes half the time on a CPU; tests/README.md has the measurements.
+Why: with them a step takes half the time on a CPU; docs/performance.md has the measurements.
 How to do without: replace `fast_ops.` by `layers.` (for Adam `keras.optimizers.`) where it is used. Weights, their
 names and checkpoints stay the same.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-# Widths of feature maps in pixels, measured in tests/README.md.
+# Widths of feature maps in pixels, measured in docs/performance.md.
 SMALL_MAP = 8  # up to 8 x 8 outputs the kernel's gradient is a matrix product, and the input's gradient runs in 3-D
 SMALLEST_MAP = 4  # up to 4 x 4 outputs the convolution itself and the input's gradient are matrix products too
 

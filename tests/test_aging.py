@@ -329,7 +329,7 @@ def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypat
     names = {}
     exec(code, names)
     assert names["z"].shape == (1, 50)
-    assert names["older"].shape == (1, 32, 32, 3) and names["pictures"].shape == (3, 32, 32, 3)
+    assert names["older"].shape == (1, 32, 32, 3) and names["series"].shape == (3, 32, 32, 3)
 
 
 def test_later_calls_trace_nothing_again(save_dir, faces):

@@ -26,7 +26,7 @@ from support.devices import choose_strategy
 from support.errors import InputError
 from tests.conftest import TINY
 
-README = Path(main.__file__).parent / "README.md"
+PROJECT = Path(main.__file__).parent
 WARM_STEPS = 150  # the first steps turn a rounding into 1e-2 of a loss, on one device too; from here on it stays one
 PATIENCE = 570  # seconds: CI machines are loaded
 BEFORE_BATCH_NORM = re.compile(r"D_z_fc[012]/bias|D_img_conv\d/bias")
@@ -63,7 +63,7 @@ def warm(tmp_path_factory, drawn_folder, faces):
 def start(folder, *flags, devices=1, before="", **environment):
     code = DEVICES.replace("import main\n", f"import main\nfrom support import devices\n{before}\n")
     command = [sys.executable, "-c", code, str(devices), "--dataset=drawn", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(README.parent), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -217,8 +217,9 @@ def test_workers_do_not_make_the_data_set_each(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readmes_slurm_script_gives_every_task_its_tf_config(tmp_path):
-    script = re.search(r"( {4}#!/bin/bash\n(?: {4}.*\n|\n)+)", README.read_text(encoding="utf-8"))[1]
+def test_the_slurm_script_of_the_docs_gives_every_task_its_tf_config(tmp_path):
+    page = (PROJECT / "docs/distributed.md").read_text(encoding="utf-8")
+    script = re.search(r"( {4}#!/bin/bash\n(?: {4}.*\n|\n)+)", page)[1]
     (tmp_path / "job.sh").write_text(re.sub("^ {4}", "", script, flags=re.MULTILINE))
     commands = {
         "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
