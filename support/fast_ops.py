@@ -76,19 +76,78 @@ class Adam(keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        steps = tf.cast(self.iterations + 1, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=self.beta_1**steps,
-            beta2_power=self.beta_2**steps,
-            lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
-            grad=gradient,
-        )
+        state = self._momentums[index], self._velocities[index]
+        _apply_adam(self, variable, state, gradient, learning_rate, self.beta_1, self.beta_2)
+
+
+class Muon(keras.optimizers.Muon):
+    """Keras' Muon without weight decay, for the kernels of convolutions too; Adam for biases.
+
+    A kernel [k, k, in, out] is the matrix [k * k * in, out], one [k, k, out, in] of a transposed convolution is
+    [k * k * out, in]. The update of a matrix is its Nesterov momentum, orthogonalised, times the learning rate times
+    0.2 * sqrt(the larger side) (Jordan et al., 2024; Liu et al., "Muon is scalable for LLM training", 2025).
+
+    The result is that of Keras' Newton-Schulz iteration. That iteration multiplies polynomials of X X^T by X; here the
+    polynomials are multiplied first, as matrices of the shorter side, and X once at the end (Amsel et al., "The Polar
+    Express", 2025, on rectangular matrices). For the longest kernels that is a third of the work.
+
+    long_dtype: the type of the two products with the long matrix. Products of square matrices are always in float32:
+    in bfloat16 the rounding errors of the smallest eigenvalues would grow with each iteration.
+    """
+
+    def __init__(self, learning_rate=6e-4, beta_1=0.5, epsilon=1e-8, long_dtype="float32", name="muon"):
+        super().__init__(learning_rate, adam_beta_1=beta_1, epsilon=epsilon, weight_decay=None, name=name)
+        self.adam_weight_decay = None
+        self.long_dtype = tf.as_dtype(long_dtype)
+
+    def _should_use_adamw(self, variable):
+        return len(variable.shape) < 2
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        momentum, velocity = self.momentums[index], self.adam_velocities[index]
+        if velocity is not None:
+            state = momentum, velocity
+            _apply_adam(self, variable, state, gradient, learning_rate, self.adam_beta_1, self.adam_beta_2)
+            return
+        value = self.momentum * momentum.value + gradient
+        self.assign(momentum, value)
+        direction = tf.reshape(gradient + self.momentum * value, [-1, variable.shape[-1]])
+        update = self.lr_adjust(learning_rate * self.zeropower_via_newtonschulz5(direction, self.ns_steps))
+        self.assign_sub(variable, tf.reshape(update, variable.shape))
+
+    def zeropower_via_newtonschulz5(self, x, steps: int):
+        """Return x [rows, columns] with its singular values brought near 1, float32."""
+        tall = x.shape[0] > x.shape[1]
+        norm = tf.norm(x) + 1e-7
+        x = tf.cast(x, self.long_dtype)
+        gram = tf.cast(tf.matmul(x, x, transpose_a=tall, transpose_b=not tall), tf.float32) / norm**2
+        product = tf.eye(gram.shape[0])
+        for step in range(steps):
+            # the polynomial of Keras' step, which with symmetric matrices commutes with all others
+            factor = self.muon_a * tf.eye(gram.shape[0]) + self.muon_b * gram + self.muon_c * gram @ gram
+            product = product @ factor if step else factor
+            if step < steps - 1:
+                gram = factor @ gram @ factor
+        product = tf.cast(product / norm, self.long_dtype)
+        return tf.cast(x @ product if tall else product @ x, tf.float32)
+
+
+def _apply_adam(optimizer, variable, state, gradient, learning_rate, beta_1: float, beta_2: float) -> None:
+    momentum, velocity = state
+    steps = tf.cast(optimizer.iterations + 1, tf.float32)
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=momentum.value.handle,
+        v=velocity.value.handle,
+        beta1_power=beta_1**steps,
+        beta2_power=beta_2**steps,
+        lr=learning_rate,
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=optimizer.epsilon,
+        grad=gradient,
+    )
 
 
 @tf.custom_gradient
