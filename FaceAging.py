@@ -1,15 +1,16 @@
 """Conditional adversarial autoencoder for age progression and regression (Zhang, Song, Qi, CVPR 2017).
 
-`FaceAging` holds the four networks, one training step, the training loop, and the aging of faces; the losses stand in
-ops.py. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
+The paper's losses and objectives, and the class `FaceAging`: the four networks, the training step, the training loop,
+and the aging of faces. Section, equation and figure numbers are the paper's (arXiv 1702.08423).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import support  # noqa: F401, first: it sets what TensorFlow and Keras read from the environment
+import support  # noqa: F401, before keras and tensorflow: it sets environment variables that they read
 
 # isort: split
 import keras
@@ -18,7 +19,7 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import checkpoints, portraits
+from support import checkpoints, fast_ops, portraits
 from support.batches import (
     PRETRAINING_EPOCHS,
     BatchLoader,
@@ -29,15 +30,15 @@ from support.batches import (
     read_images,
     read_parts,
 )
-from support.config import by_name, count_layers, read_config, write_config
+from support.config import EPOCHS, LEARNING_RATE, Hyperparameters, count_layers, read_config, write_config
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import Evaluator
-from support.fast_ops import Adam
 from support.held_out import split_off
 from support.images import fit_images, save_image
-from support.labels import AGE_BOUNDS, FEMALE, MALE, AgeBins, gender_labels, gender_numbers
+from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
+from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.pretrained import DEFAULT_MODEL, fit_distribution, included_model, read_distribution, sample_distribution
 from support.run import Run, check_beginning, check_finite
@@ -45,39 +46,82 @@ from support.run import Run, check_beginning, check_finite
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
 D_IMG_FC_LENGTH = 1024
-C_Z_RATE = 5  # the label classifier C_z learns at five times the rate of the other networks: 1e-3 at the defaults
-# TensorFlow orders parts of a step by the names of variables, and the last bit of the numbers hangs on that order.
-# Keras would number the optimizers of a whole process: these are the names that a process's first model would get.
-OPTIMIZER_NAMES = {"EG": "adam", "D_z": "adam_1", "D_img": "adam_2", "C_z": "adam_3"}
 CHECKPOINT_EPOCHS = 5  # epochs from one checkpoint to the next
 
 
+def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
+    """Return the paper's losses (equations 3 to 6) by the reference program's names, float32 scalars.
+
+    images: a batch x, [N, S, S, C] in [-1, 1]; out: the outputs of `FaceAging.forward` for it. Means over the batch.
+    """
+
+    def cross_entropy(logits, target):
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
+
+    return {
+        # the reconstruction loss: L2 in the paper (equation 4), L1 in the reference program and here
+        "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
+        # non-saturating generator losses: E and G against D_z, and against D_img
+        "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),
+        "G_img_loss": cross_entropy(out["D_G_logits"], 1.0),
+        # discriminator losses: z from the prior against z from E, real images against generated ones
+        "D_z_loss_prior": cross_entropy(out["D_z_prior_logits"], 1.0),
+        "D_z_loss_z": cross_entropy(out["D_z_logits"], 0.0),
+        "D_img_loss_input": cross_entropy(out["D_input_logits"], 1.0),
+        "D_img_loss_G": cross_entropy(out["D_G_logits"], 0.0),
+        "tv_loss": fast_ops.total_variation(out["G"]),
+    }
+
+
+def objectives(losses: Mapping, loss_weights: Mapping) -> dict:
+    """Return the total objective of each optimizer, by the names of `FaceAging.variables`.
+
+    "EG", minimised by E and G together, is the paper's equation 4. losses: tensors or numbers by name; loss_weights: by
+    the names of support.losses.TERMS.
+    """
+    minimised = {
+        "EG": losses["EG_loss"] + sum(weight * losses[TERMS[name].loss] for name, weight in loss_weights.items()),
+        "D_z": losses["D_z_loss_prior"] + losses["D_z_loss_z"],
+        "D_img": losses["D_img_loss_input"] + losses["D_img_loss_G"],
+    }
+    return minimised | {name: losses[f"{name}_loss"] for name in AUXILIARY_NETWORKS if f"{name}_loss" in losses}
+
+
+def status_line(losses: Mapping[str, float]) -> str:
+    """Return the losses as one line: reconstruction, the weighted terms, and each discriminator's objective."""
+    shown = {"EG": losses["EG_loss"]}
+    shown |= {name: losses[term.loss] for name, term in TERMS.items() if term.loss in losses}
+    shown |= {name: loss for name, loss in objectives(losses, {}).items() if name != "EG"}
+    return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())
+
+
+class Schedule(NamedTuple):
+    """The length of a training, its learning rate, and the loss weights by name."""
+
+    num_epochs: int
+    learning_rate: float
+    decay_rate: float  # multiplies the learning rate every 2 epochs
+    loss_weights: Mapping[str, float]
+
+    def rate(self, epochs: float) -> float:
+        """Return the learning rate after this number of epochs, negative in pre-training."""
+        return self.learning_rate * self.decay_rate ** (int(max(epochs, 0)) // 2)
+
+
 @dataclasses.dataclass(eq=False)
-class FaceAging:
+class FaceAging(Hyperparameters):
     """The CAAE: encoder E, generator G, discriminators D_z (on the latent code) and D_img (on images).
 
     E(images) -> z [N, num_z_channels] in (-1, 1); G([z, ages, genders]) -> images [N, S, S, C] in (-1, 1);
-    D_z(z) and D_img([images, ages, genders]) -> logits [N, 1]. Images go in as float32 in [-1, 1], labels as vectors
-    in {-1, +1}: ages [N, num_categories], genders [N, 2]. Constructing writes and locks nothing; it seeds the global
-    random generators of Python, NumPy and TensorFlow with `seed`, from which the initial weights come.
+    D_z(z) and D_img([images, ages, genders]) -> logits [N, 1]. Images are float32 in [-1, 1], labels are vectors
+    in {-1, +1}: ages [N, num_categories], genders [N, 2].
 
-    The defaults are the reference program's. Raises InputError where the sizes fit no network.
+    Constructing writes no files. It seeds the global random generators of Python, NumPy and TensorFlow with `seed`,
+    which determines the initial weights. Raises InputError if the hyperparameters fit no network.
     """
 
-    size_image: int = 128  # pixels a side, a power of two
-    size_kernel: int = 5  # the width of the convolutions in pixels
-    size_batch: int = 100  # faces, on all devices together
-    num_input_channels: int = 3  # 1 is grey, 3 colour
-    num_encoder_channels: int = 64  # those of the encoder's first layer
-    num_z_channels: int = 50  # the length of the latent code
-    num_categories: int = 10  # the number of age bins
-    num_gen_channels: int = 1024  # those of the generator's widest layer
-    tile_ratio: float = 1.0  # how long the tiled labels are beside z
-    age_bounds: Sequence[int] = AGE_BOUNDS  # the last age of each bin but the last
-    save_dir: str | Path = "save"  # the folder in which a run is kept
-    precision: str = "float32"  # a Keras dtype policy: float32, mixed_bfloat16 or mixed_float16
-    seed: int = 2017
-    strategy: tf.distribute.Strategy | None = None  # shares training out: see support.devices.choose_strategy
+    save_dir: str | Path = "save"  # folder of the run
+    strategy: tf.distribute.Strategy | None = None  # distributes training: see support.devices.choose_strategy
 
     def __post_init__(self):
         self.bins = AgeBins(self.age_bounds)
@@ -89,35 +133,27 @@ class FaceAging:
 
         self.devices.seed(self.seed)
         with self.devices.building(self.precision):
-            # in this order: the initial weights come from one random generator
+            # the order matters: initial weights are drawn from one random generator
             self.E = self._encoder()
             self.G = self._generator()
             self.D_z = self._discriminator_z()
             self.D_img = self._discriminator_img()
         self.D_img_features = ops.feature_maps(self.D_img)
-        self.z_distribution = None  # how z of real faces is distributed: that of a packed model, or fitted by `fit_z`
-        self.C_z = None  # the label classifier on z, built by a training that has a weight for it
+        self.z_distribution = None  # of z over real faces: an included model's, or fitted by `fit_z`
         self.networks = {network.name: network for network in (self.E, self.G, self.D_z, self.D_img)}
-        # what each objective is minimised over
+        # the variables that each objective is minimised over
         self.variables = {
             "EG": self.E.trainable_variables + self.G.trainable_variables,
             "D_z": self.D_z.trainable_variables,
             "D_img": self.D_img.trainable_variables,
         }
         self._optimizers = {}
-        # where training stands: epoch and batch are those to come next, step counts every batch ever trained
+        # the position of training: the next epoch and batch; step counts all batches
         self.epoch = tf.Variable(1, dtype=tf.int64, trainable=False)
         self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         position = {"epoch": self.epoch, "batch": self.batch, "step": self.step}
         self.checkpoints = checkpoints.Checkpoints(self.networks, position)
-
-    @property
-    def config(self) -> dict:
-        """What config.json keeps of the constructor's arguments: all but the folder and the devices."""
-        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del arguments["save_dir"], arguments["strategy"]
-        return arguments | {"age_bounds": list(self.age_bounds)}
 
     # The networks (paper: section 3, figure 3). Sizes beside the lines are those of the defaults.
 
@@ -139,7 +175,7 @@ class FaceAging:
     def _generator(self) -> keras.Model:
         z = keras.Input([self.num_z_channels], name="z")
         ages, genders = self._label_inputs()
-        # each label is tiled to about the length of z, so that it is heard beside it
+        # tile labels to about the length of z, so that they are not drowned out
         tiled_length = self.num_z_channels * self.tile_ratio
         x = ops.concat_label(z, ages, max(1, int(tiled_length / self.num_categories)))
         x = ops.concat_label(x, genders, max(1, int(tiled_length / 2)))  # [batch, 150]
@@ -149,8 +185,7 @@ class FaceAging:
         x = layers.ReLU()(x)  # [batch, 4, 4, 1024]
         for i, stride in enumerate([2] * self.num_layers + [1]):
             channels = self.num_gen_channels // 2 ** (i + 1)
-            # [batch, 8, 8, 512] ... [batch, 128, 128, 32], [batch, 128, 128, 16]; the ReLU stands in the layer, where
-            # it is fused with the bias
+            # [batch, 8, 8, 512] ... [batch, 128, 128, 32], [batch, 128, 128, 16]; in the layer, ReLU and bias are fused
             x = ops.deconv2d(x, channels, self.size_kernel, stride, activation="relu", name=f"G_deconv{i}")
         x = ops.deconv2d(x, self.num_input_channels, self.size_kernel, 1, name=f"G_deconv{i + 1}")
         return keras.Model([z, ages, genders], ops.float32_output(x, "tanh"), name="G")  # [batch, 128, 128, 3]
@@ -177,38 +212,40 @@ class FaceAging:
         logits = ops.fc(x, 1, name="D_img_fc2")
         return keras.Model([images, ages, genders], ops.float32_output(logits), name="D_img")  # [batch, 1]
 
-    def add_label_classifier(self) -> None:
-        """Build C_z, unless it is there; the seed fixes its initial weights too."""
-        if self.C_z:
+    def add_network(self, name: str) -> None:
+        """Build the auxiliary network of this name, if it is not built yet; `seed` determines its initial weights."""
+        if name in self.networks:
             return
         self.devices.seed(self.seed)
         with self.devices.building(self.precision):
-            self.C_z = ops.label_classifier(self.num_z_channels, self.num_categories)
-        self.networks["C_z"] = self.C_z
-        self.variables["C_z"] = self.C_z.trainable_variables
+            self.networks[name] = AUXILIARY_NETWORKS[name].build(self)
+        self.variables[name] = self.networks[name].trainable_variables
 
     @property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
-        """An Adam for each of `variables`, made when it is first asked for: aging needs none of their memory."""
+        """An optimizer for each of `variables`, created at first use: aging does not need their memory."""
         for name in [name for name in self.variables if name not in self._optimizers]:
             with tf.init_scope(), self.devices.strategy.scope():
                 self._optimizers[name] = self._optimizer(name)
         return self._optimizers
 
     def _optimizer(self, name: str) -> keras.optimizers.Optimizer:
+        # TensorFlow orders operations by variable names, which Keras would number across the whole process: fixed names
+        # keep the op order, and so the results, bit-reproducible
+        number = ["EG", "D_z", "D_img", *AUXILIARY_NETWORKS].index(name)
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
-        optimizer = Adam(beta_1=0.5, epsilon=1e-8, name=OPTIMIZER_NAMES[name])
+        optimizer = fast_ops.Adam(beta_1=0.5, epsilon=1e-8, name=f"adam_{number}" if number else "adam")
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(self.variables[name])
         return optimizer
 
-    # One step (paper: equations 3 to 6; the losses stand in ops.py).
+    # The training step (paper: equations 3 to 6).
 
     def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """One pass through the networks: z [N, 50], the generated images G [N, S, S, C], and logits [N, 1].
+        """Return one forward pass: z [N, 50], the generated images G [N, S, S, C], logits [N, 1] and D_img's maps.
 
-        D_z judges z from E and z from the prior; D_img judges real and generated images, and its feature maps come too.
+        D_z classifies z from E and z from the prior; D_img classifies real and generated images.
         """
         images, ages, genders, z_prior = (tf.convert_to_tensor(x) for x in (images, ages, genders, z_prior))
         z = self.E(images, training=training)
@@ -227,20 +264,20 @@ class FaceAging:
         }
 
     def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """The losses of the paper on a batch: see `ops.paper_losses`.
+        """Return the paper's losses on a batch: see `paper_losses`.
 
         images: [N, S, S, C] in [-1, 1]; ages: [N, num_categories] and genders: [N, 2] in {-1, +1}; z_prior: [N, 50] in
         (-1, 1).
         """
-        return ops.paper_losses(images, self.forward(images, ages, genders, z_prior, training))
+        return paper_losses(images, self.forward(images, ages, genders, z_prior, training))
 
     @tf.function
     def train_step(self, images, ages, genders, z_prior, loss_weights) -> tuple[dict, dict]:
-        """Update every network once on a batch; returns the losses and what the histograms show.
+        """Update every network once on a batch; return the losses and the tensors for histograms, by name.
 
-        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`. loss_weights has a float32 scalar for each
-        loss that counts beside the reconstruction's 1, by name: E_label_loss and G_feature_loss are computed only if
-        they are in it. Of several workers each passes its part of the batch; the losses are those of the whole.
+        images: uint8 [N, S, S, C]; ages, genders, z_prior as in `losses`; loss_weights: float32 scalars by the names of
+        support.losses.TERMS, of which those beyond the paper may be missing. Each of several workers passes its part of
+        the batch; the losses are those of the whole batch.
         """
         return self.devices.run(self._update, (images, ages, genders, z_prior), loss_weights)
 
@@ -248,15 +285,16 @@ class FaceAging:
         images = ops.normalize(images)
         with tf.GradientTape(persistent=True) as tape:
             out = self.forward(images, ages, genders, z_prior)
-            losses = ops.paper_losses(images, out)
-            if "E_label_loss" in loss_weights:
-                losses |= ops.label_losses(self.C_z(out["z"], training=True), ages, genders)
-            if "G_feature_loss" in loss_weights:
-                losses["G_feature_loss"] = ops.feature_loss(out["D_input_maps"], out["D_G_maps"])
+            losses = paper_losses(images, out)
+            seed = tf.stack([self.seed % 2**31, tf.cast(self.step, tf.int32)])
+            step = Step(self.networks, images, ages, genders, out, seed)
+            for name in loss_weights:
+                if compute := TERMS[name].compute:
+                    losses |= compute(step)
             # the optimizers sum the gradients over the replicas
             minimised = {
                 name: self.optimizers[name].scale_loss(objective / self.devices.replicas)
-                for name, objective in ops.objectives(losses, loss_weights).items()
+                for name, objective in objectives(losses, loss_weights).items()
             }
         # every gradient first, then every update: one simultaneous step
         gradients = {name: tape.gradient(objective, self.variables[name]) for name, objective in minimised.items()}
@@ -270,89 +308,97 @@ class FaceAging:
     def train(
         self,
         faces: Sequence[Face],
-        num_epochs: int = 50,
-        learning_rate: float = 2e-4,
+        num_epochs: int = EPOCHS,
+        learning_rate: float = LEARNING_RATE,
         decay_rate: float = 1.0,
-        loss_weights: Sequence[float] = (1e-4, 1e-4, 1e-4),
+        loss_weights: Mapping[str, float] | Sequence[float] = PRESETS["default"],
         use_trained_model: bool = True,
         init_model: str | None = None,
         balance: bool = False,
         flip: bool = False,
         cache: bool = False,
-        notes: dict | None = None,
+        notes: Mapping | None = None,
+        on_epoch_end: Callable[["FaceAging"], None] | None = None,
     ) -> int | None:
-        """Train on `faces` until `num_epochs` epochs are done, going on from the checkpoint in save_dir if it has one.
+        """Train on `faces` until `num_epochs` epochs are done, resuming from the checkpoint in save_dir if it has one.
 
-        loss_weights are those of support.weights.WEIGHTED_LOSSES, three or five; the learning rate is multiplied by
-        decay_rate every 2 epochs. Without use_trained_model, ten epochs with all weights 0 come first and carry over.
-        init_model, "aging" or "2017", names a model that ships, to start from instead of random weights. With balance
-        the age bins are drawn equally; with flip half of the faces are mirrored, left to right; with cache the read
-        images stay in memory. `notes` are kept in config.json beside what the constructor was given.
+        loss_weights: by the names of support.losses.TERMS; the learning rate is multiplied by decay_rate every 2
+        epochs. Without use_trained_model, ten epochs with all weights 0 come first. init_model, "aging" or "paper",
+        names an included model to start from instead of random weights. balance samples the age bins equally often;
+        flip mirrors half of the faces; cache keeps the decoded images in memory. `notes` are recorded in config.json
+        under "training". on_epoch_end is called with the model after each epoch, by rank 0 only, before the checkpoint
+        of that epoch.
 
-        Returns None when all epochs are done. On Ctrl-C or SIGTERM the batch in hand is finished, all is saved, and the
-        signal's number is returned. Raises InputError where training cannot begin or go on, FloatingPointError for a
-        loss that is not finite. Without a GPU, TensorFlow's operations are deterministic from here on.
+        Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the current batch, save, and return the
+        signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
+        finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
         """
         training, held_out, record = split_off(faces, self.seed, self.save_dir, self.devices.log)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
         check_beginning(self.save_dir, use_trained_model, len(faces), record, self.config)
-        weights = by_name(loss_weights)
-        if "E_label_loss" in weights:
-            self.add_label_classifier()
-        schedule = num_epochs, learning_rate, decay_rate, weights
-        with Run(self.save_dir, self.devices, ops.loss_line) as run:  # locks the folder, removes what a killed run left
+        weights = complete_weights(loss_weights)
+        for name in networks_of(weights):
+            self.add_network(name)
+        schedule = Schedule(num_epochs, learning_rate, decay_rate, weights)
+        with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
             self._begin(num_epochs, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.log)
             run.open(self.config, {**(notes or {}), "faces": len(faces), "held_out": record}, int(self.step))
             run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
-            self._train_epochs(run, batches, held_out_batch, *schedule)
+            self._train_epochs(run, batches, held_out_batch, schedule, on_epoch_end)
         if self.devices.is_chief and not run.stop_signal:
             done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # the epochs of this run alone
             run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
         return run.stop_signal
 
-    def _train_epochs(
-        self, run: Run, batches: BatchLoader, held_out, num_epochs, learning_rate, decay_rate, loss_weights
-    ):
-        """Train from where `epoch` and `batch` stand until num_epochs epochs are done or run.stop_signal is set."""
-        for epoch in range(int(self.epoch), num_epochs + 1):
-            # pre-training, epochs -9 to 0, has no adversaries
-            weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in loss_weights.items()}
-            rate = learning_rate * decay_rate ** (max(epoch - 1, 0) // 2)
-            for name, optimizer in self.optimizers.items():
-                optimizer.learning_rate.assign(rate * (C_Z_RATE if name == "C_z" else 1))
-
-            # every batch that this epoch still has
-            first = int(self.batch)
-            drawn = batches.of(epoch, first, int(self.step))
-            title = f"Epoch {epoch_name(epoch)}/{epoch_name(num_epochs)}"
-            try:
-                for batch in run.progress(drawn, title, first, len(batches)):
-                    losses, out = self.train_step(*batch, weights)
-                    self.step.assign_add(1)
-                    self.batch.assign_add(1)
-                    done = int(self.batch) / len(batches)
-                    run.log(int(self.step), epoch - 1 + done, losses, out, rate)  # waits for the device
-                    if done < 1 and run.save_is_due:
-                        run.save(self.save_checkpoint)
-                        if run.stop_signal:
-                            return
-            except TooManyBad:  # what was trained until then is kept
-                run.save(self.save_checkpoint)
-                raise
-            for path, reason in batches.newly_bad().items():
-                self.devices.log(f"Another face stands in for {printable(path)}: {reason}")
-
-            # the held-out faces, rebuilt and at every age; then the epoch is done
+    def _train_epochs(self, run: Run, batches: BatchLoader, held_out, schedule: Schedule, on_epoch_end) -> None:
+        """Train from the current position until schedule.num_epochs epochs are done or run.stop_signal is set."""
+        for epoch in range(int(self.epoch), schedule.num_epochs + 1):
+            if not self._train_epoch(run, batches, epoch, schedule):
+                return
             run.log_epoch(int(self.step), epoch_name(epoch), *self._show_epoch(*held_out))
             self.epoch.assign(epoch + 1)
             self.batch.assign(0)
-            if run.stop_signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == num_epochs:
+            if on_epoch_end and self.devices.is_chief:
+                on_epoch_end(self)
+            if run.stop_signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == schedule.num_epochs:
                 run.save(self.save_checkpoint)
             if run.stop_signal:
                 return
+
+    def _train_epoch(self, run: Run, batches: BatchLoader, epoch: int, schedule: Schedule) -> bool:
+        """Train on the remaining batches of an epoch; return False if a signal stopped it before the last one."""
+        # pre-training, epochs -9 to 0, has no adversarial losses
+        weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in schedule.loss_weights.items()}
+        first = int(self.batch)
+        loaded = batches.of(epoch, first, int(self.step))
+        title = f"Epoch {epoch_name(epoch)}/{epoch_name(schedule.num_epochs)}"
+        try:
+            for batch in run.progress(loaded, title, first, len(batches)):
+                rate = self._set_learning_rates(schedule.rate(epoch - 1 + int(self.batch) / len(batches)))
+                losses, out = self.train_step(*batch, weights)
+                self.step.assign_add(1)
+                self.batch.assign_add(1)
+                done = int(self.batch) / len(batches)
+                run.log(int(self.step), epoch - 1 + done, losses, out, rate)  # waits for the device
+                if done < 1 and run.save_is_due:
+                    run.save(self.save_checkpoint)
+                    if run.stop_signal:
+                        return False
+        except TooManyBad:
+            run.save(self.save_checkpoint)
+            raise
+        for path, reason in batches.newly_bad().items():
+            self.devices.log(f"Replaced by another face: {printable(path)}: {reason}")
+        return True
+
+    def _set_learning_rates(self, rate: float) -> float:
+        for name, optimizer in self.optimizers.items():
+            auxiliary = AUXILIARY_NETWORKS.get(name)
+            optimizer.learning_rate.assign(rate * (auxiliary.rate if auxiliary else 1))
+        return rate
 
     def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> BatchLoader:
         load_image = functools.cache(self._load_image) if cache else self._load_image
@@ -366,12 +412,12 @@ class FaceAging:
         return ops.load_image(path, self.size_image, self.num_input_channels)
 
     def _begin(self, num_epochs: int, use_trained_model: bool, init_model: str | None) -> None:
-        """Put networks, optimizers, epoch and step where training begins or goes on."""
+        """Restore or initialise networks, optimizers, epoch and step."""
         if self.load_checkpoint():
             if self.epoch > num_epochs:
                 self.devices.log(f"All {num_epochs} epochs are done")
                 return
-            self.devices.log(f"Going on with epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
+            self.devices.log(f"Resuming at epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
         else:
             if init_model:
                 self.load_checkpoint(included_model(init_model))
@@ -412,8 +458,9 @@ class FaceAging:
         """
         folder = Path(path or self.save_dir)
         checkpoints.check_architecture(folder, self.config)
-        if not networks_only and checkpoints.holds_network(folder, "C_z"):
-            self.add_label_classifier()
+        for name in AUXILIARY_NETWORKS:
+            if not networks_only and checkpoints.holds_network(folder, name):
+                self.add_network(name)
         return self.checkpoints.restore_latest(folder, None if networks_only else self.optimizers)
 
     @classmethod

@@ -1,5 +1,6 @@
-"""How a run was made: network sizes, loss weights, the schema of config.json, and the included models."""
+"""Hyperparameters with their defaults, recipes, and config.json, which records how a run was made."""
 
+import dataclasses
 import json
 import math
 import platform
@@ -9,27 +10,41 @@ from pathlib import Path
 
 from support.errors import InputError
 from support.files import write_json
+from support.labels import AGE_BOUNDS
+from support.losses import PRESETS, complete_weights
 
-LARGEST_SEED = 2**32 - 1  # NumPy's generator takes no larger one
-DEMO = Path(__file__).parents[1] / "demo"
-
-# Their names, in the order of --loss_weights. The first three are the paper's; the two others are not even computed
-# where they weigh nothing.
-WEIGHTED_LOSSES = ("G_img_loss", "E_z_loss", "tv_loss", "E_label_loss", "G_feature_loss")
-OF_THE_PAPER = 3
-COUNTS = (OF_THE_PAPER, len(WEIGHTED_LOSSES))  # how many weights may be given
-PRESETS = {
-    "released": (1e-4, 0.0, 0.0),
-    "2017": (1e-4, 1e-4, 1e-4),
-    "paper": (0.01, 0.01, 0.1),  # section 4.1 has 1 : 10 beside 100: divided by 100
-    "aging": (3e-4, 1e-4, 1e-4, 2e-2, 0.3),  # measurements: docs/experiments.md
+LARGEST_SEED = 2**32 - 1  # the largest that NumPy's generator accepts
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+EPOCHS, LEARNING_RATE = 50, 2e-4  # defaults of training
+# --recipe: the training flags that each sets; flags given themselves take precedence
+RECIPES = {
+    "paper": {"loss_weights": PRESETS["default"], "num_z_channels": 50, "balance": False, "flip": False},
+    "aging": {"loss_weights": PRESETS["aging"], "num_z_channels": 200, "balance": True, "flip": True},
 }
 
 
-def by_name(weights: Sequence[float]) -> dict[str, float]:
-    """Returns weights by the names of their losses: those of the paper's three, and of the others what is not 0."""
-    named = zip(WEIGHTED_LOSSES, weights, strict=False)
-    return {name: weight for name, weight in named if weight or name in WEIGHTED_LOSSES[:OF_THE_PAPER]}
+@dataclasses.dataclass
+class Hyperparameters:
+    """What config.json records of a model. The defaults are the reference program's."""
+
+    size_image: int = 128  # pixels a side, a power of two
+    size_kernel: int = 5  # width of the convolutions in pixels
+    size_batch: int = 100  # faces, on all devices together
+    num_input_channels: int = 3  # 1 is grey, 3 is colour
+    num_encoder_channels: int = 64  # of the encoder's first layer
+    num_z_channels: int = 50  # length of the latent code
+    num_categories: int = 10  # number of age bins
+    num_gen_channels: int = 1024  # of the generator's widest layer
+    tile_ratio: float = 1.0  # length of the tiled labels relative to z
+    age_bounds: Sequence[int] = AGE_BOUNDS  # the last age of each bin but the last
+    precision: str = "float32"  # a Keras dtype policy, one of PRECISIONS
+    seed: int = 2017
+
+    @property
+    def config(self) -> dict:
+        """The hyperparameters by name, as config.json records them."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Hyperparameters)}
+        return values | {"age_bounds": list(self.age_bounds)}
 
 
 def _whole(low: int = 1, high: int = 10**9) -> tuple:
@@ -40,10 +55,16 @@ def _numbers(value) -> bool:
     return type(value) is list and all(type(each) in (int, float) and 0 <= each < math.inf for each in value)
 
 
-# What may stand in config.json, which people edit: by name, what a value is and whether one is.
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+def _are_loss_weights(value) -> bool:
+    try:
+        return type(value) in (list, dict) and bool(complete_weights(value))
+    except (InputError, TypeError):
+        return False
+
+
+# The schema of config.json, which people edit: by name, a description of the values and a check.
 BOOL = ("true or false", lambda value: type(value) is bool)
-MODEL_KINDS = {
+MODEL_SCHEMA = {
     "size_image": _whole(),
     "size_kernel": _whole(),
     "size_batch": _whole(),
@@ -57,49 +78,47 @@ MODEL_KINDS = {
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "seed": _whole(0, LARGEST_SEED),
 }
-# those without which a run cannot go on
-REMEMBERED = tuple(name for name in MODEL_KINDS if name not in ("size_kernel", "num_categories", "tile_ratio"))
-TRAINING_KINDS = {
+# required in config.json; the others have had one value in every run
+REQUIRED = tuple(name for name in MODEL_SCHEMA if name not in ("size_kernel", "num_categories", "tile_ratio"))
+TRAINING_SCHEMA = {
     "dataset": ("a name", lambda value: type(value) is str),
     "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
-    "loss_weights": (
-        f"{' or '.join(map(str, COUNTS))} numbers",
-        lambda value: _numbers(value) and len(value) in COUNTS,
-    ),
+    "loss_weights": ("weights of losses by name, or a list of three or five", _are_loss_weights),
     "balance": BOOL,
     "flip": BOOL,
     "unknown_gender": BOOL,
     "faces": _whole(),
 }
+BEFORE = {"flip": False}  # training flags that older runs lack, with the value that they were made with
 
 
 def count_layers(size_image: int, size_kernel: int, num_gen_channels: int) -> int:
-    """Returns how many layers of stride 2 E and G have.
+    """Return the number of stride-2 layers of E and of G.
 
-    After those of E the feature map has 2 ** (size_kernel // 2) pixels a side, 4 at the defaults. Raises InputError
-    where the sizes fit no network: the image must be a power of two, and each of G's layers has half the channels of
-    the one before.
+    After those of E the feature map has 2 ** (size_kernel // 2) pixels a side, 4 at the defaults. Raises InputError if
+    the image size is not a power of two, or if G's channels cannot be halved from layer to layer.
     """
     layers = int(log2(max(1, size_image))) - size_kernel // 2
     if size_image.bit_count() != 1 or layers < 1:
         smallest = 2 ** (size_kernel // 2 + 1)
         raise InputError(
-            f"image size {size_image} is not a power of two that a kernel of {size_kernel} fits: take {smallest}, "
-            f"{2 * smallest}, {4 * smallest} or a further one"
+            f"image size {size_image} is not a power of two that fits a kernel of {size_kernel}: use {smallest}, "
+            f"{2 * smallest}, {4 * smallest} or a larger one"
         )
     if num_gen_channels < 1 or num_gen_channels % 2 ** (layers + 1):
         raise InputError(
             f"{num_gen_channels} generator channels cannot be halved {layers + 1} times: "
-            f"take a multiple of {2 ** (layers + 1)}"
+            f"use a multiple of {2 ** (layers + 1)}"
         )
     return layers
 
 
 def read_config(save_dir: str | Path) -> dict:
-    """Returns what the run in save_dir remembers, or {} where there is none.
+    """Return the contents of save_dir/config.json, or {} if there is none.
 
-    Its parts are {"model": the constructor's arguments, "training": the flags of training, "versions"}. Raises
-    InputError where config.json is not what a run writes, naming the first value that is wrong.
+    Its parts are "model", the Hyperparameters; "training", the training flags and records; and "versions". Loss weights
+    are returned by name, also where an older run listed them. Raises InputError for a file that no run writes, naming
+    the first wrong value.
     """
     path = Path(save_dir) / "config.json"
     if not path.exists():
@@ -108,24 +127,27 @@ def read_config(save_dir: str | Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = {name: dict(config[name]) for name in ("model", "training", "versions")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not what a run writes: mend it, or give another --savedir") from error
-    for part, kinds in (("model", MODEL_KINDS), ("training", TRAINING_KINDS)):
-        wrong = [f"no {name}" for name in REMEMBERED if part == "model" and name not in config[part]]
+        raise InputError(f"{path} is not the config.json of a run: correct it, or use another --savedir") from error
+    for part, schema in (("model", MODEL_SCHEMA), ("training", TRAINING_SCHEMA)):
+        wrong = [f"no {name}" for name in REQUIRED if part == "model" and name not in config[part]]
         for name, value in config[part].items():
-            if name in kinds and not kinds[name][1](value):
-                wrong.append(f"{name} {json.dumps(value)}, which is not {kinds[name][0]}")
-            elif name not in kinds and part == "model":  # under training there may be notes of any kind
-                wrong.append(f"{name}, which no run writes")
+            if name in schema and not schema[name][1](value):
+                wrong.append(f"{name} {json.dumps(value)}, which is not {schema[name][0]}")
+            elif name not in schema and part == "model":  # "training" may contain further notes
+                wrong.append(f"{name}, an unknown name")
         if wrong:
-            raise InputError(f"{path} has under {part} {wrong[0]}: mend it, or give another --savedir")
+            raise InputError(f"{path} has under {part} {wrong[0]}: correct it, or use another --savedir")
+    training = config["training"] = BEFORE | config["training"]
+    if "loss_weights" in training:
+        training["loss_weights"] = complete_weights(training["loss_weights"])
     return config
 
 
 def write_config(save_dir: Path, model: dict, training: dict) -> None:
-    """Keep how a run was made, once, when it begins: in the parts that `read_config` returns."""
+    """Write config.json when a run begins, in the parts that `read_config` returns; keep one that exists."""
     if read_config(save_dir):
         return
-    import keras  # both are there by now, but this room can be opened without them
+    import keras  # slow to import, and imported already wherever a run begins
     import tensorflow as tf
 
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}

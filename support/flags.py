@@ -1,23 +1,24 @@
-"""What can be said on the command line, and what a run remembers of it; open it to add a flag."""
+"""The command line's flags, and which of them a run's config.json records."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import NoReturn
 
-from support.config import COUNTS, DEMO, LARGEST_SEED, OF_THE_PAPER, PRECISIONS, PRESETS, read_config
+from support.config import EPOCHS, LARGEST_SEED, LEARNING_RATE, PRECISIONS, RECIPES, Hyperparameters, read_config
 from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
-from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, included_model
-from support.terminal import python
+from support.losses import LISTED, PRESETS, TERMS, complete_weights
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES, included_model
+from support.terminal import PROJECT, python
 
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
-DEMO_FACES = DEMO / "faces"  # wherever the program is called from
+DEMO_FACES = PROJECT / "demo" / "faces"
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
-MOST_RANDOM = 10_000  # people that --random draws at once
-LARGEST = 10**9  # the largest whole number that a flag takes: a larger one is a slip
-# What a run remembers in its config.json: the flags of MODEL under "model", by the names that the constructor of
-# FaceAging has for them, and those of TRAINING under "training".
+MAX_RANDOM = 10_000  # faces that --random generates at once
+LARGEST = 10**9  # the largest whole number that a flag accepts
+# config.json records the flags of MODEL under "model", by the names of Hyperparameters, and those of TRAINING under
+# "training"
 MODEL = {
     "image_size": "size_image",
     "channels": "num_input_channels",
@@ -31,6 +32,9 @@ MODEL = {
 }
 SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
 TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "flip", "unknown_gender")
+OLD_PRESETS = {"2017": "default"}
+
+# Types of flags: each returns the value of a text, or raises ArgumentTypeError.
 
 
 def true_or_false(text: str) -> bool:
@@ -40,12 +44,12 @@ def true_or_false(text: str) -> bool:
 
 
 def place(text: str) -> str:
-    """Returns the name of a folder, file or data set, with ~ for the home folder: shells leave it in --flag=~/x."""
+    """Return the name of a folder, file or data set, with ~ expanded, which shells do not do in --flag=~/x."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty (a variable that is not set?)")
+        raise argparse.ArgumentTypeError("the name is empty (an unset variable?)")
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:  # no such user: the name itself begins so
+    except RuntimeError:  # no such user: a name that starts with ~
         return text
 
 
@@ -54,16 +58,16 @@ def to_path(text: str) -> Path:
 
 
 def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
-    # a number of thousands of digits is not even looked at: Python refuses to read one
+    # int() raises ValueError for thousands of digits
     if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
         raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number within {low}-{high}")
     return int(text)
 
 
-def random_people(text: str) -> int:
+def random_faces(text: str) -> int:
     number = whole_number(text)
-    if number > MOST_RANDOM:
-        raise argparse.ArgumentTypeError(f"{text} people are more than {MOST_RANDOM:,}: draw them in parts, by --seed")
+    if number > MAX_RANDOM:
+        raise argparse.ArgumentTypeError(f"{text} faces are more than {MAX_RANDOM:,}: use several calls with --seed")
     return number
 
 
@@ -79,7 +83,7 @@ def power_of_two(text: str) -> int:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Returns the numbers of a list such as 8,30,65, or (nan,) where it is none."""
+    """Return the numbers of a list such as 8,30,65, or (nan,) for any other text."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -100,15 +104,24 @@ def rate(text: str) -> float:
     return found[0]
 
 
-def loss_weights(text: str) -> tuple[float, ...]:
+def loss_weights(text: str) -> dict[str, float]:
+    """Return the weights of a preset, of a list such as G_img=3e-4,label=0.02, or of three or five numbers, by name."""
+    text = OLD_PRESETS.get(text, text)
     if text in PRESETS:
         return PRESETS[text]
-    weights = numbers(text)
-    if len(weights) not in COUNTS or not all(0 <= weight < math.inf for weight in weights):
-        raise argparse.ArgumentTypeError(
-            f"{text} is none of {', '.join(PRESETS)}, nor three numbers G_img,E_z,tv or five with label,feature"
-        )
-    return weights if any(weights[OF_THE_PAPER:]) else weights[:OF_THE_PAPER]
+    try:
+        if "=" in text:
+            weights = {name.strip(): float(weight) for name, weight in (part.split("=") for part in text.split(","))}
+            complete_weights(weights)
+            return weights
+        if len(numbers(text)) in LISTED:
+            return complete_weights(numbers(text))
+        reason = f"neither {', '.join(PRESETS)} nor weights by name"
+    except InputError as error:
+        reason = str(error)
+    except ValueError:
+        reason = "not a list of weights by name"
+    raise argparse.ArgumentTypeError(f"{text}: {reason}, such as G_img=3e-4,label=0.02")
 
 
 def age_bounds(text: str) -> tuple[int, ...]:
@@ -120,27 +133,33 @@ def age_bounds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text} is not a list of ages such as 10,20,40") from error
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, except where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, but an error is one line, without the usage before it."""
+    """An ArgumentParser whose errors are one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of all flags, each with its help."""
     parser = OneLineParser(
         prog="main.py",
         description="Age progression and regression of faces by a conditional adversarial autoencoder (CAAE).",
-        epilog="Train (python main.py --dataset demo), then age faces (python main.py --is_train False --testdir DIR).",
+        epilog="Train: python main.py --dataset demo. Age faces: python main.py --is_train False --testdir DIR.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    _add_doing(parser.add_argument_group("what to do").add_argument)
+    _add_task(parser.add_argument_group("task").add_argument)
     _add_aging(parser.add_argument_group("aging, with --is_train False").add_argument)
-    _add_beginning(parser.add_argument_group("where to start").add_argument)
-    _add_training(parser.add_argument_group("training (a run remembers these)").add_argument)
-    _add_network(parser.add_argument_group("network (a run remembers these)").add_argument)
+    _add_start(parser.add_argument_group("initial weights").add_argument)
+    _add_training(parser.add_argument_group("training (config.json records these)").add_argument)
+    _add_network(parser.add_argument_group("networks (config.json records these)").add_argument)
     return parser
 
 
@@ -148,24 +167,18 @@ BOOL = {"type": true_or_false, "metavar": "BOOL"}
 NUMBER = {"type": whole_number, "metavar": "N"}
 
 
-def _add_doing(flag) -> None:
+def _add_task(flag) -> None:
     flag("--is_train", **BOOL, default=True, help="True trains, False ages faces")
-    flag("--epoch", **NUMBER, default=50, help="training ends when N epochs are done, those before a resume counted in")
-    flag(
-        "--dataset",
-        type=place,
-        default="UTKFace",
-        metavar="NAME",
-        help="the faces to train on are in data/NAME; demo is drawn",
-    )
-    flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="a run is kept in DIR")
+    flag("--epoch", **NUMBER, default=EPOCHS, help="total number of epochs, including those before a resume")
+    flag("--dataset", type=place, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
+    flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="folder of the run")
     flag(
         "--evaluate",
         nargs="?",
         type=place,
-        const=False,  # without a folder: those held out
+        const=False,  # without a folder: the held-out faces
         metavar="DIR",
-        help="the model is measured on a folder of labelled faces, or without one on those held out of its training",
+        help="measure the model on a folder of labelled faces, or on the faces held out of its training",
     )
 
 
@@ -175,145 +188,142 @@ def _add_aging(flag) -> None:
         nargs="+",
         type=place,
         metavar="DIR",
-        help="the faces to age are in a folder, a picture, or a pattern such as 'dir/*.jpg'; without it "
-        "demo/faces is taken",
+        help="faces to age: a folder, an image, or a pattern such as 'dir/*.jpg'; demo/faces if omitted",
     )
-    flag(
-        "--random",
-        type=random_people,
-        metavar="N",
-        help="N people who do not exist are drawn instead, at every age; --seed draws others",
-    )
-    flag("--gender", choices=GENDERS, default="both", help="the faces are shown as male, as female or as both")
-    flag("--age", type=ages, metavar="A,B,...", help="each face is shown at these ages in years, a picture per age")
-    flag("--animate", choices=("gif", "mp4"), help="each face becomes a film from young to old and back")
+    flag("--random", type=random_faces, metavar="N", help="generate N random faces at every age; --seed selects them")
+    flag("--gender", choices=GENDERS, default="both", help="gender labels of the aged faces")
+    flag("--age", type=ages, metavar="A,B,...", help="write one image of each face for each of these ages in years")
+    flag("--animate", choices=("gif", "mp4"), help="write a film of each face from young to old and back")
     flag(
         "--align",
         **BOOL,
         default=False,
-        help="True finds every face in a photo, at any size and angle, and levels and crops it first; for training it "
-        "makes data/NAME_aligned of the photos in data/NAME, once",
+        help="True finds every face in a photo and crops it like the training faces; in training it makes "
+        "data/NAME_aligned from the photos in data/NAME, once",
     )
     flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
-    flag("--blend", nargs=2, type=to_path, metavar="FACE", help="one face is blended into another, at both their ages")
+    flag("--blend", nargs=2, type=to_path, metavar="FACE", help="blend one face into another, at both their ages")
 
 
-def _add_beginning(flag) -> None:
+def _add_start(flag) -> None:
     flag(
         "--use_trained_model",
         **BOOL,
         default=True,
-        help="True goes on from what savedir holds; False begins with ten epochs without adversaries",
+        help="True resumes the run in savedir; False starts with ten epochs without adversarial losses",
     )
-    flag(
-        "--use_init_model",
-        **BOOL,
-        default=False,
-        help="True starts from a model that ships where savedir holds none",
-    )
+    flag("--use_init_model", **BOOL, default=False, help="True starts a new run from an included model")
     flag(
         "--pretrained",
+        type=lambda text: OLD_NAMES.get(text, text),
         choices=INCLUDED_MODELS,
         default=DEFAULT_MODEL,
-        help="the model that ships, to start from, age faces with or measure, is the one trained with these "
-        "--loss_weights; given, it is taken to age and to measure even where savedir holds one",
+        help="included model to age with, measure or start from; if given, it takes precedence over savedir's model",
     )
 
 
 def _add_training(flag) -> None:
-    flag("--batch_size", **NUMBER, default=100, help="each step takes N faces")
-    flag("--learning_rate", type=rate, default=2e-4, metavar="RATE", help="Adam learns at this rate")
+    flag(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help="paper: the paper's losses; aging: more visible aging (docs/experiments.md). A recipe sets "
+        f"{', '.join(RECIPES['aging'])}, unless they are given",
+    )
+    flag("--batch_size", **NUMBER, default=Hyperparameters.size_batch, help="faces in a step")
+    flag("--learning_rate", type=rate, default=LEARNING_RATE, metavar="RATE", help="learning rate of Adam")
     flag(
         "--loss_weights",
         type=loss_weights,
-        default="2017",
         metavar="W",
-        help=f"W is {', '.join(PRESETS)}, or numbers G_img,E_z,tv or G_img,E_z,tv,label,feature: the losses' "
-        "weights beside the reconstruction's 1",
+        help=f"weights relative to the reconstruction loss: {', '.join(PRESETS)}, or by name, such as "
+        f"G_img=3e-4,label=0.02. {'; '.join(f'{name}: {term.meaning}' for name, term in TERMS.items())}",
     )
-    flag(
-        "--precision",
-        choices=("auto", *PRECISIONS),
-        default="auto",
-        help="auto takes bfloat16 where the hardware has it",
-    )
+    flag("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: bfloat16 if the hardware has it")
     flag(
         "--seed",
         type=seed,
-        default=2017,
+        default=Hyperparameters.seed,
         metavar="N",
-        help="N fixes the initial weights, the held-out faces, their order and z",
+        help="of initial weights, held-out faces, order of faces and z",
     )
-    flag("--balance", **BOOL, default=False, help="True draws the age bins equally often")
-    flag("--flip", **BOOL, default=False, help="True mirrors half of the faces, left to right")
-    flag("--cache", **BOOL, default=False, help="True keeps the read faces in memory")
+    flag("--balance", **BOOL, default=False, help="True samples all age bins equally often")
+    flag("--flip", **BOOL, default=False, help="True mirrors a random half of the faces")
+    flag("--cache", **BOOL, default=False, help="True keeps decoded faces in memory")
     flag(
         "--unknown_gender",
         **BOOL,
         default=False,
-        help="True trains on faces without a gender too, with both gender labels 0",
+        help="True trains also on faces of unknown gender, with both gender labels 0",
     )
 
 
 def _add_network(flag) -> None:
-    flag("--image_size", type=power_of_two, default=128, metavar="N", help="images are N pixels a side, a power of two")
-    flag("--channels", type=int, choices=(1, 3), default=3, help="1 is grey, 3 is colour")
-    flag("--num_encoder_channels", **NUMBER, default=64, help="the encoder's first layer has N channels")
-    flag("--num_z_channels", **NUMBER, default=50, help="z has N numbers for a face")
-    flag("--num_gen_channels", **NUMBER, default=1024, help="the generator's widest layer has N channels")
+    default = Hyperparameters
+    flag("--image_size", type=power_of_two, default=default.size_image, metavar="N", help="pixels a side")
+    flag("--channels", type=int, choices=(1, 3), default=default.num_input_channels, help="1 is grey, 3 is colour")
+    flag("--num_encoder_channels", **NUMBER, default=default.num_encoder_channels, help="of the encoder's first layer")
+    flag("--num_z_channels", **NUMBER, default=default.num_z_channels, help="length of the latent code z")
+    flag("--num_gen_channels", **NUMBER, default=default.num_gen_channels, help="of the generator's widest layer")
     flag(
         "--age_bounds",
         type=age_bounds,
         default=",".join(map(str, AGE_BOUNDS)),
         metavar="A,B,...",
-        help="these are the last ages, in years, of all bins but the open last one",
+        help="last age, in years, of each bin but the open last one",
     )
 
 
 def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
-    """Returns the flags, and the names of those that were given."""
+    """Return the flags, and the names of those given explicitly, a recipe's parts among them if it was given."""
     parser = make_parser()
     flags = parser.parse_args(argv)
-    # argparse fills in no default where a value stands: parsed into a None for each, what is another was given
+    # argparse applies no default to an attribute that exists: with None everywhere, only given flags differ
     untouched = argparse.Namespace(**dict.fromkeys(vars(flags)))
-    given = {name for name, value in vars(parser.parse_args(argv, untouched)).items() if value is not None}
-    return flags, given
+    explicit = {name for name, value in vars(parser.parse_args(argv, untouched)).items() if value is not None}
+    recipe = RECIPES[flags.recipe]
+    for flag in recipe.keys() - explicit:
+        setattr(flags, flag, recipe[flag])
+    flags.loss_weights = complete_weights(flags.loss_weights, recipe["loss_weights"])
+    return flags, explicit | (recipe.keys() if "recipe" in explicit else set())
 
 
-def restore_flags(flags: argparse.Namespace, given: set[str], config: dict, folder: Path) -> None:
-    """Take over the config of the run in the folder. Raises InputError where a given flag says otherwise."""
+def restore_flags(flags: argparse.Namespace, explicit: set[str], config: dict, folder: Path) -> None:
+    """Set the flags that the config of the run in the folder records. Raises InputError if an explicit one differs."""
     if not config:
         return
-    training = {"flip": False} | config["training"]  # runs before there was this flag did not mirror
-    remembered = {flag: config["model"][name] for flag, name in MODEL.items()}
-    remembered |= {flag: training[flag] for flag in TRAINING if flag in training}
-    for flag, value in remembered.items():
+    recorded = {flag: config["model"][name] for flag, name in MODEL.items()}
+    recorded |= {flag: config["training"][flag] for flag in TRAINING if flag in config["training"]}
+    for flag, value in recorded.items():
         value = tuple(value) if isinstance(value, list) else value
-        if flag in given and getattr(flags, flag) not in (value, "auto"):
+        if flag in explicit and getattr(flags, flag) not in (value, "auto"):
             raise InputError(
-                f"--{flag} is {getattr(flags, flag)}, but the run in {folder} was made with {value}: "
-                f"leave the flag out, or give another --savedir"
+                f"--{flag} is {written(getattr(flags, flag))}, but the run in {folder} was made with {written(value)}: "
+                "omit the flag, or use another --savedir"
             )
         setattr(flags, flag, value)
 
 
+def written(value) -> str:
+    """Return a flag's value as it is written on the command line."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number:g}" for name, number in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def check_sizes(flags: argparse.Namespace) -> None:
-    """Raise InputError where a training cannot start from the model that ships, with the flags with which it can."""
-    shipped = read_config(included_model(flags.pretrained))["model"]
-
-    def written(value) -> str:
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-    sizes = {flag: (written(shipped[MODEL[flag]]), written(getattr(flags, flag))) for flag in SIZES}
+    """Raise InputError, with the flags to use, if training cannot start from the included model."""
+    included = read_config(included_model(flags.pretrained))["model"]
+    sizes = {flag: (written(included[MODEL[flag]]), written(getattr(flags, flag))) for flag in SIZES}
     other = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
     if other:
-        said = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())
-        mend = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in other.items())
-        raise InputError(f"the shipped model has {said}: give {mend}, or leave out --use_init_model")
+        differences = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())
+        fix = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in other.items())
+        raise InputError(f"the included model has {differences}: use {fix}, or omit --use_init_model")
 
 
 def check_aging(flags: argparse.Namespace) -> None:
-    """Raise InputError for what aging cannot do, before TensorFlow takes its seconds."""
+    """Raise InputError for flags of aging that exclude each other, before TensorFlow is loaded."""
     if flags.testdir and flags.blend:
         raise InputError("--is_train False takes either --testdir, the faces to age, or --blend, two of them")
     for name in ("testdir", "blend", "age", "animate", "align", "photo"):

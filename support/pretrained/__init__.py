@@ -17,9 +17,10 @@ from support.errors import InputError, reason
 from support.files import atomic_write
 
 PRETRAINED = Path(__file__).parent
-# the folders of the models that ship, by the --loss_weights that each was trained with; the first is the best one
-INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "2017": PRETRAINED / "paper"}
-DEFAULT_MODEL = next(iter(INCLUDED_MODELS))
+# by the recipe of their training
+INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
+DEFAULT_MODEL = "aging"
+OLD_NAMES = {"2017": "paper"}
 PACKED = "weights.npz"  # the file that holds the weights of a packed model
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # weight names of Keras and of the reference program
 EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
@@ -55,13 +56,14 @@ def sample_distribution(distribution: Distribution | int, count: int, seed: int)
 
 
 def included_model(name: str) -> Path:
-    """Returns the folder of the model that ships under this name. Raises InputError where there is none, or half."""
+    """Return the folder of an included model. Raises InputError if there is none of this name, or files are missing."""
+    name = OLD_NAMES.get(name, name)
     if name not in INCLUDED_MODELS:
-        raise InputError(f"no model {name} ships: take {' or '.join(INCLUDED_MODELS)}")
+        raise InputError(f"no included model is named {name}: use {' or '.join(INCLUDED_MODELS)}")
     folder = INCLUDED_MODELS[name]
     for part in ("config.json", PACKED):
         if not (folder / part).is_file():
-            raise InputError(f"{folder} has no {part}: get it again from where the program came from")
+            raise InputError(f"{folder} has no {part}: install the program again")
     return folder
 
 
