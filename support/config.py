@@ -23,7 +23,7 @@ RECIPES = {
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Hyperparameters:
     """What config.json records of a model. The defaults are the reference program's."""
 

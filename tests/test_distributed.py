@@ -21,9 +21,9 @@ import main
 from FaceAging import FaceAging
 from ops import load_image
 from support.batches import BatchLoader, split
-from support.config import WEIGHTED_LOSSES
 from support.devices import choose_strategy
 from support.errors import InputError
+from support.losses import PAPER_TERMS
 from tests.conftest import TINY
 
 PROJECT = Path(main.__file__).parent
@@ -55,7 +55,7 @@ def warm(tmp_path_factory, drawn_folder, faces):
     batches = BatchLoader(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
     for step in range(0, WARM_STEPS, 5):
         for batch in batches.of(step, step=step):
-            model.train_step(*batch, dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4)))
+            model.train_step(*batch, dict.fromkeys(PAPER_TERMS, tf.constant(1e-4)))
     model.save_checkpoint()
     return folder
 

@@ -181,7 +181,7 @@ def test_a_packed_model_carries_the_record(run, tmp_path):
 
 
 # of the baseline's 100, UTKFace has two once more, under names that it was trained on
-@pytest.mark.parametrize(("name", "faces"), [("aging", 100), ("2017", 98)])
+@pytest.mark.parametrize(("name", "faces"), [("aging", 100), ("paper", 98)])
 def test_the_models_that_ship_know_their_held_out_faces(name, faces):
     config = read_config(INCLUDED_MODELS[name])
     record = config["training"]["held_out"]

@@ -8,10 +8,10 @@ import tensorflow as tf
 from PIL import Image
 
 import ops
-from FaceAging import FaceAging
+from FaceAging import FaceAging, objectives
 from support import fast_ops
-from support.config import WEIGHTED_LOSSES
 from support.errors import InputError
+from support.losses import PAPER_TERMS
 from support.pretrained import reference_name
 from tests.conftest import TINY
 
@@ -20,7 +20,7 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def weigh(weight):
     """The paper's three losses, all with this weight."""
-    return {name: tf.constant(weight) for name in WEIGHTED_LOSSES[:3]}
+    return {name: tf.constant(weight) for name in PAPER_TERMS}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_gradient_norms_equal_the_reference_program(model, io, batch):
     g_img, e_z, tv = io["loss_weights_G_img_E_z_tv"]
     with tf.GradientTape(persistent=True) as tape:
         losses = model.losses(*batch)
-        minimised = ops.objectives(losses, dict(zip(WEIGHTED_LOSSES, (g_img, e_z, tv), strict=False)))
+        minimised = objectives(losses, dict(zip(PAPER_TERMS, (g_img, e_z, tv), strict=False)))
     norms = {}
     for name, goal in minimised.items():
         for variable, gradient in zip(model.variables[name], tape.gradient(goal, model.variables[name]), strict=True):

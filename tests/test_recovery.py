@@ -152,7 +152,7 @@ def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
 
     # the lock of a process that has ended does not block
     assert main.main([*FLAGS, "--epoch=3", f"--savedir={stopped}"]) == 0
-    assert f"Going on with epoch 02 after step {HELD_STEP + 1}" in capsys.readouterr().out
+    assert f"Resuming at epoch 02 after step {HELD_STEP + 1}" in capsys.readouterr().out
     assert (stopped / "losses.csv").read_text() == (straight / "losses.csv").read_text()
     assert tensors(stopped) == tensors(straight)
 

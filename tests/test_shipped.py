@@ -103,19 +103,19 @@ def two_ship(shipped, faces, tmp_path, monkeypatch):
     other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=tmp_path / "other")
     assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
     package_model.pack(other.save_dir, 8, tmp_path / "baseline")
-    monkeypatch.setitem(INCLUDED_MODELS, "2017", tmp_path / "baseline")
+    monkeypatch.setitem(INCLUDED_MODELS, "paper", tmp_path / "baseline")
     return shipped, tmp_path / "baseline"
 
 
 def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run, faces, drawn_folder, tmp_path, capsys):
     aging, measuring = ["--is_train=False", "--testdir", faces[0].path], ["--evaluate", str(drawn_folder)]
-    lengths = {"aging": FaceAging.load().num_z_channels, "2017": FaceAging.load(pretrained="2017").num_z_channels}
-    assert lengths == {"aging": 50, "2017": 7}
+    lengths = {"aging": FaceAging.load().num_z_channels, "paper": FaceAging.load(pretrained="2017").num_z_channels}
+    assert lengths == {"aging": 50, "paper": 7}
     sheets = {}
     for name, flags in {
         "run": [],
         "aging": ["--pretrained=aging"],
-        "2017": ["--pretrained=2017"],
+        "paper": ["--pretrained=2017"],
     }.items():
         place = tmp_path / name
         shutil.copytree(run.save_dir, place)
@@ -126,8 +126,8 @@ def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run,
         sheets[name] = sheets[name], measured
     assert "taking the one that ships" not in capsys.readouterr().out  # it was asked for
     assert np.abs(sheets["run"][0] - sheets["aging"][0]).max() <= 3  # the same weights, in 8 bits
-    assert np.abs(sheets["run"][0] - sheets["2017"][0]).max() > 3
-    assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["2017"][1]
+    assert np.abs(sheets["run"][0] - sheets["paper"][0]).max() > 3
+    assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["paper"][1]
 
 
 def test_a_training_starts_from_the_model_that_is_named(two_ship, faces, tmp_path):

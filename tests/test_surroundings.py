@@ -49,7 +49,7 @@ def test_a_name_that_stdout_cannot_encode_ends_no_training(place):
     done = call("--dataset=drawn", "--epoch=1", *TINY_FLAGS, cwd=place, PYTHONIOENCODING="cp1252")
     assert (done.returncode, done.stderr) == (0, b"")
     said = done.stdout.decode("cp1252")
-    assert f"Another face stands in for data{os.sep}drawn{os.sep}{NAME.replace('人', chr(92) + 'u4eba')}" in said
+    assert f"Replaced by another face: data{os.sep}drawn{os.sep}{NAME.replace('人', chr(92) + 'u4eba')}" in said
     assert kept(place) == ["model-5.index"]
 
 

@@ -87,11 +87,11 @@ def measure_step(precision: str) -> dict:
     import tensorflow as tf
 
     from FaceAging import FaceAging
-    from support.config import WEIGHTED_LOSSES
+    from support.losses import PAPER_TERMS
 
     model = FaceAging(size_batch=BATCH, precision=precision)
     batch = random_batch(model)
-    weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
+    weights = dict.fromkeys(PAPER_TERMS, tf.constant(1e-4))
 
     def step():
         return model.train_step(*batch, weights)[0]
@@ -118,7 +118,7 @@ def measure_loop(precision: str) -> dict:
     import tensorflow as tf
 
     from FaceAging import FaceAging
-    from support.config import WEIGHTED_LOSSES
+    from support.losses import PAPER_TERMS
 
     class Enough(Exception):
         pass
@@ -127,7 +127,7 @@ def measure_loop(precision: str) -> dict:
         faces = drawn_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 400 + 2)  # copies of held-out faces go
         model = FaceAging(size_batch=BATCH, precision=precision, save_dir=Path(folder) / "save")
         batch = random_batch(model)
-        weights = dict.fromkeys(WEIGHTED_LOSSES[:3], tf.constant(1e-4))
+        weights = dict.fromkeys(PAPER_TERMS, tf.constant(1e-4))
         bare_step, starts = model.train_step, []
 
         def timed_step(*arguments):

@@ -31,7 +31,7 @@ from support.config import read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import write_json
-from support.flags import true_or_false
+from support.flags import true_or_false, written
 from support.held_out import parts_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -103,7 +103,7 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     rebuilt = model.generate(model.encode(images), [face.age for face in read], [face.gender for face in read])
     return {
         "run": folder.name,
-        "weights": ",".join(f"{weight:g}" for weight in training["loss_weights"]),
+        "weights": written(training["loss_weights"]),
         **measured["overall"],
         **measured["aging"]["overall"],
         **measured.get("identity", {}).get("overall", {}),

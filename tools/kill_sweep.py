@@ -145,7 +145,7 @@ def live_and_die(save_dir: Path, precision: str, chance: random.Random, figures:
         life.kill()
         figures["kills"] += 1
         figures["while a checkpoint was being written"] += bool(set(half_written(life.folder)) - stale)
-    resumed = life.said(r"Going on with epoch \w+ after step (\d+)") or life.said(r"(\d+) epochs are done") and [before]
+    resumed = life.said(r"Resuming at epoch \w+ after step (\d+)") or life.said(r"(\d+) epochs are done") and [before]
     if resumed:
         assert resumed == [before] and before >= confirmed, f"{life.log}: resumed at {resumed}, saved were {confirmed}"
         figures["resumes from a step above 0"] += 1

@@ -30,7 +30,7 @@ from support.config import read_config
 from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
 from support.errors import InputError
 from support.files import atomic_write, write_json
-from support.flags import to_path
+from support.flags import to_path, written
 from support.held_out import held_out_of
 from support.images import save_image
 from support.labels import FEMALE, MALE
@@ -149,7 +149,7 @@ def write_card(run: Path) -> None:
 def how_trained(config: dict) -> str:
     """Returns the card's sentences on what a packed model was trained with."""
     model, training = config["model"], config["training"]
-    flags = {"loss_weights": ",".join(f"{weight:g}" for weight in training["loss_weights"])}
+    flags = {"loss_weights": written(training["loss_weights"])}
     flags["learning_rate"] = f"{training['learning_rate']:g}"
     flags |= {flag: "True" for flag in ("balance", "flip") if training.get(flag)}
     says = (

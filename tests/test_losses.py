@@ -1,4 +1,4 @@
-"""The two losses beyond the paper: labels hidden from z, and reconstructions matched in D_img's feature maps."""
+"""Losses by name, and those beyond the paper: labels hidden from z, and features of D_img matched."""
 
 import csv
 import json
@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 
 import main
-from FaceAging import C_Z_RATE, FaceAging
-from ops import feature_loss, label_losses
+from FaceAging import FaceAging, status_line
 from support.batches import BatchLoader
-from support.config import PRESETS
+from support.config import RECIPES, read_config
 from support.flags import parse_flags
 from support.labels import AgeBins, gender_labels
+from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, Term, complete_weights, feature_loss, label_losses
+from support.pretrained import INCLUDED_MODELS
 from tests.conftest import TINY, TINY_FLAGS
 from tests.test_training import LOSSES, read_events, read_rows, same, weights_of
 
@@ -33,7 +34,7 @@ def run(tmp_path_factory, faces):
 @pytest.fixture
 def model():
     model = FaceAging(**TINY)
-    model.add_label_classifier()
+    model.add_network("C_z")
     return model
 
 
@@ -47,7 +48,7 @@ def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces
         resumed = FaceAging(**TINY, save_dir=tmp_path)
         resumed.train(faces, num_epochs=epochs, loss_weights=AGING, flip=True)
     assert same(weights_of(run), weights_of(resumed))
-    assert same([w.numpy() for w in run.C_z.weights], [w.numpy() for w in resumed.C_z.weights])
+    assert same([w.numpy() for w in run.networks["C_z"].weights], [w.numpy() for w in resumed.networks["C_z"].weights])
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
@@ -63,7 +64,7 @@ def test_weights_of_zero_change_no_number(tmp_path, faces):
     models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
     for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
         model.train(faces, num_epochs=1, loss_weights=weights)
-    assert models[1].C_z is None
+    assert "C_z" not in models[1].networks
     assert same(weights_of(models[0]), weights_of(models[1]))
     records = [(tmp_path / name / "losses.csv").read_text() for name in ("three", "five")]
     assert records[0] == records[1]
@@ -83,12 +84,13 @@ def test_one_of_the_two_losses_is_computed_without_the_other(tmp_path, faces):
 def test_label_losses_are_two_cross_entropies(model):
     z = np.random.default_rng(0).uniform(-1, 1, (4, 50)).astype(np.float32)
     ages, genders = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, -1])
-    losses = label_losses(model.C_z(z), ages, genders)
-    log_softmax = [one - np.log(np.exp(one).sum(axis=1, keepdims=True)) for one in (x.numpy() for x in model.C_z(z))]
-    said = sum(
+    losses = label_losses(Step(model.networks, None, ages, genders, {"z": z}, None))
+    logits = [one.numpy() for one in model.networks["C_z"](z)]
+    log_softmax = [one - np.log(np.exp(one).sum(axis=1, keepdims=True)) for one in logits]
+    expected = sum(
         -((labels + 1) / 2 * one).sum(axis=1).mean() for labels, one in zip((ages, genders), log_softmax, strict=True)
     )
-    assert float(losses["C_z_loss"]) == pytest.approx(said, rel=1e-5)
+    assert float(losses["C_z_loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(losses["E_label_loss"]) == pytest.approx(-sum(one.mean() for one in log_softmax), rel=1e-5)
 
 
@@ -105,7 +107,7 @@ def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
 
 def test_the_classifier_learns_five_times_as_fast(run):
     rates = {name: float(optimizer.learning_rate) for name, optimizer in run.optimizers.items()}
-    assert rates["C_z"] == pytest.approx(C_Z_RATE * rates["EG"]) == pytest.approx(1e-3)
+    assert rates["C_z"] == pytest.approx(AUXILIARY_NETWORKS["C_z"].rate * rates["EG"]) == pytest.approx(1e-3)
 
 
 def test_feature_loss_sums_mean_differences():
@@ -113,7 +115,8 @@ def test_feature_loss_sums_mean_differences():
         [tf.zeros([2, 4, 4, 3]), tf.ones([2, 2, 2, 5])],
         [tf.ones([2, 4, 4, 3]), 3 * tf.ones([2, 2, 2, 5])],
     )
-    assert float(feature_loss(real, generated)) == 1 + 2
+    step = Step({}, None, None, None, {"D_input_maps": real, "D_G_maps": generated}, None)
+    assert float(feature_loss(step)["G_feature_loss"]) == 1 + 2
 
 
 def test_the_features_are_those_that_the_discriminator_decides_by(model):
@@ -146,16 +149,22 @@ def test_flip_mirrors_half_of_every_batch_by_the_seed(faces):
     assert same(mirrored[3:], batches_of(faces, True, first=3))
 
 
-def test_main_trains_by_the_preset_and_remembers_it(workplace, capsys):
-    flags = ["--dataset=drawn", "--loss_weights=aging", "--flip=True", "--num_z_channels=20", *TINY_FLAGS]
+def test_main_trains_by_the_recipe_and_records_its_parts(workplace, capsys):
+    flags = ["--dataset=drawn", "--recipe=aging", "--num_z_channels=20", *TINY_FLAGS]
     assert main.main([*flags, "--epoch=1"]) == 0
     assert "label" in capsys.readouterr().out
     config = json.loads((workplace / "save/config.json").read_text())
     assert config["model"]["num_z_channels"] == 20
-    assert config["training"]["flip"] and config["training"]["loss_weights"] == list(PRESETS["aging"])
+    assert config["training"]["flip"] and config["training"]["loss_weights"] == PRESETS["aging"]
     assert main.main(["--epoch=2"]) == 0
     assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # C_z is not needed to age
-    for flag in ("--loss_weights=2017", "--loss_weights=0.1,0.1,0.1,0.1,0.1", "--flip=False", "--num_z_channels=50"):
+    for flag in (
+        "--loss_weights=default",
+        "--loss_weights=label=0.1",
+        "--flip=False",
+        "--num_z_channels=50",
+        "--recipe=paper",
+    ):
         capsys.readouterr()
         assert main.main([flag, "--epoch=3"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -174,8 +183,57 @@ def test_a_run_from_before_the_flags_goes_on_without_mirroring(workplace, capsys
         assert len(list(csv.DictReader(file))) == 10
 
 
-@pytest.mark.parametrize("text", ["1,2,3,4", "1,2,3,4,-5", "1,2,3,4,inf", "aged"])
-def test_loss_weights_are_three_or_five_numbers_or_a_preset(text, capsys):
+@pytest.mark.parametrize(
+    "text", ["1,2,3,4", "1,2,3,4,-5", "1,2,3,4,inf", "aged", "label=x", "age=1", "label=-1", "tv=nan"]
+)
+def test_wrong_loss_weights_are_refused(text, capsys):
     with pytest.raises(SystemExit):
         parse_flags([f"--loss_weights={text}"])
-    assert "five" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "such as G_img=3e-4,label=0.02" in error
+
+
+def test_loss_weights_are_a_preset_or_by_name_or_listed():
+    def parse(*argv):
+        return parse_flags(argv)[0].loss_weights
+
+    assert parse() == parse("--loss_weights=2017") == PRESETS["default"]
+    assert parse("--loss_weights=released") == PRESETS["released"]
+    assert parse("--loss_weights=0.1,0.2,0.3") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3}
+    assert parse("--loss_weights=0.1,0.2,0.3,0,0.5") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3, "feature": 0.5}
+    assert parse("--loss_weights=feature=0.1, G_img=2e-4") == {"G_img": 2e-4, "E_z": 1e-4, "tv": 1e-4, "feature": 0.1}
+    assert parse("--recipe=aging") == PRESETS["aging"]
+    assert parse("--recipe=aging", "--loss_weights=label=0,E_z=0.5") == {
+        **{name: weight for name, weight in PRESETS["aging"].items() if name != "label"},
+        "E_z": 0.5,
+    }
+
+
+def test_flags_take_precedence_over_the_recipe():
+    flags, explicit = parse_flags(["--recipe=aging", "--flip=False"])
+    assert (flags.flip, flags.balance, flags.num_z_channels) == (False, True, 200)
+    assert set(RECIPES["aging"]) <= explicit
+
+
+def test_a_term_added_to_the_table_is_trained_logged_and_recorded(run, workplace, monkeypatch, faces, capsys):
+    def brightness(step):
+        return {"G_mean_loss": tf.reduce_mean(step.out["G"])}
+
+    monkeypatch.setitem(TERMS, "bright", Term("G_mean_loss", "mean of the generated images", brightness))
+    flags = ["--dataset=drawn", "--loss_weights=bright=0.5", "--epoch=1", *TINY_FLAGS]
+    assert main.main(flags) == 0
+    assert "bright " in capsys.readouterr().out
+    assert "G_mean_loss" in read_rows(workplace / "save")[0]
+    assert read_config("save")["training"]["loss_weights"] == {**PRESETS["default"], "bright": 0.5}
+    # models and runs from before still load
+    for name in INCLUDED_MODELS:
+        assert FaceAging.load(pretrained=name)
+    assert complete_weights([*PAPER, 5e-3, 0.1])["label"] == 5e-3
+    resumed = FaceAging(**TINY, save_dir=run.save_dir)
+    assert resumed.load_checkpoint() and "C_z" in resumed.networks
+
+
+def test_the_status_line_has_every_term_and_objective(run):
+    losses = {name: float(value) for name, value in read_rows(run.save_dir)[-1].items() if "loss" in name}
+    shown = status_line(losses).split()[::2]
+    assert shown == ["EG", "G_img", "E_z", "tv", "label", "feature", "D_z", "D_img", "C_z"]
