@@ -1,4 +1,4 @@
-"""Train the face-aging network, or show faces at every age: `python main.py --help` says how."""
+"""Train the face-aging networks, or show faces at every age: see `python main.py --help`."""
 
 import argparse
 import os
@@ -38,20 +38,20 @@ from support.terminal import PROJECT, from_here, make_streams_safe, python, quie
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
-# What imports TensorFlow, which takes seconds, is imported where flags and folders have been checked.
+# Modules that import TensorFlow, which takes seconds, are imported after flags and folders have been checked.
 
 
-def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
-    """Returns the faces to train on; the flags take over what the run in savedir remembers."""
+def find_faces(flags: argparse.Namespace, explicit: set[str]) -> Listing:
+    """Return the faces to train on, with the flags restored that the run in savedir records."""
     config = read_config(flags.savedir)
-    if flags.align and ("dataset" in given or not config):
+    if flags.align and ("dataset" in explicit or not config):
         flags.dataset = aligned_name(flags.dataset)
-    restore_flags(flags, given, config, flags.savedir)  # before all else: the run says which data set to look for
+    restore_flags(flags, explicit, config, flags.savedir)  # first: it sets the data set
     if flags.use_init_model and not config:
         check_sizes(flags)
     if "TF_CONFIG" in os.environ and not Path("data", flags.dataset).is_dir():
         raise InputError(
-            f"there is no data/{flags.dataset} yet, and several workers would make it at once: run the same command "
+            f"there is no data/{flags.dataset} yet, and several workers would create it at once: run the same command "
             "on one machine without TF_CONFIG first, and stop it when it trains"
         )
     photos = photos_name(flags.dataset) if flags.align else ""
@@ -67,7 +67,7 @@ def find_faces(flags: argparse.Namespace, given: set[str]) -> Listing:
 
 
 def build(flags: argparse.Namespace, listing: Listing):
-    """Returns the FaceAging to train as the flags say."""
+    """Return the FaceAging to train."""
     print("Building graph ...", flush=True)
     with silence():
         from FaceAging import FaceAging
@@ -91,7 +91,7 @@ def build(flags: argparse.Namespace, listing: Listing):
 
 
 def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace) -> int | None:
-    """Train as the flags say until so many epochs are done; returns the signal that stopped it, if one did."""
+    """Train until this number of epochs is done; return the number of the signal that stopped it, or None."""
     return model.train(
         faces,
         num_epochs=epoch,
@@ -106,29 +106,27 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
     )
 
 
-def train(flags: argparse.Namespace, given: set[str]) -> int:
-    listing = find_faces(flags, given)
+def train(flags: argparse.Namespace, explicit: set[str]) -> int:
+    listing = find_faces(flags, explicit)
     model = build(flags, listing)
     log = model.devices.log
     log("Training Mode")
     stop_signal = train_until(flags.epoch, model, listing.faces, flags)
     if stop_signal:
-        log(f"Stopped; all is saved in {printable(str(flags.savedir))}: the same command goes on from there")
+        log(f"Stopped and saved in {printable(str(flags.savedir))}: the same command resumes")
         return 128 + stop_signal
     where = () if flags.savedir == Path("save") else ("--savedir", flags.savedir)
     log(
-        f"Done! The run is in {printable(str(flags.savedir))}. This ages the demo faces with it, or your own with "
+        f"Done! The run is in {printable(str(flags.savedir))}. To age the demo faces with it, or your own with "
         f"--testdir DIR:\n{python(from_here(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
     )
     return 0
 
 
-def load(flags: argparse.Namespace, given: set[str]):
-    """The model in savedir or, where none is yet or --pretrained is given, one that ships.
+def load(flags: argparse.Namespace, explicit: set[str]):
+    """Return the model to age with or measure, and its folder: the run in savedir or an included model.
 
-    What it makes goes to savedir in any case.
-
-    Returns it and the folder that it comes from.
+    An included model is used if savedir has no model or --pretrained is explicit. Results go to savedir in any case.
     """
     print("Building graph ...", flush=True)
     with silence():
@@ -138,24 +136,24 @@ def load(flags: argparse.Namespace, given: set[str]):
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
     folder = flags.savedir
-    if "pretrained" in given or not holds_model(folder):
-        if "pretrained" not in given:
-            print(f"{printable(str(folder))} holds no trained model: taking the one that ships")
+    if "pretrained" in explicit or not holds_model(folder):
+        if "pretrained" not in explicit:
+            print(f"{printable(str(folder))} has no trained model: using the included one")
         folder = included_model(flags.pretrained)
-    restore_flags(flags, given, read_config(folder), folder)
+    restore_flags(flags, explicit, read_config(folder), folder)
     model = FaceAging.load(folder, save_dir=flags.savedir)
     print("SUCCESS ^_^", flush=True)
     return model, folder
 
 
-def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
+def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
     if flags.evaluate:
         folder = Path(flags.evaluate)
         if not folder.is_dir():
-            raise InputError(f"--evaluate: {printable(flags.evaluate)} is no folder")
+            raise InputError(f"--evaluate: {printable(flags.evaluate)} is not a folder")
         faces = list_faces(folder, flags.unknown_gender).faces
-    # what a run remembers of unknown genders holds for the faces of its training
-    model, source = load(flags, given - {"unknown_gender"})
+    # the recorded unknown_gender applies to the training faces only
+    model, source = load(flags, explicit - {"unknown_gender"})
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
         others, faces = parts_of(read_config(source), list_faces(folder, flags.unknown_gender).faces, flags.seed)
@@ -170,12 +168,12 @@ def evaluate(flags: argparse.Namespace, given: set[str]) -> int:
     return 0
 
 
-def test(flags: argparse.Namespace, given: set[str]) -> int:
+def test(flags: argparse.Namespace, explicit: set[str]) -> int:
     check_aging(flags)
     if flags.random:
-        return draw_random(flags, given)
+        return draw_random(flags, explicit)
     paths = flags.blend or find_pictures(flags.testdir or [str(from_here(DEMO_FACES))])
-    model, _ = load(flags, given)
+    model, _ = load(flags, explicit)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
@@ -196,9 +194,9 @@ def test(flags: argparse.Namespace, given: set[str]) -> int:
     return 0
 
 
-def draw_random(flags: argparse.Namespace, given: set[str]) -> int:
-    seed = flags.seed  # here it says who is drawn, not how the run began
-    model, _ = load(flags, given - {"seed"})
+def draw_random(flags: argparse.Namespace, explicit: set[str]) -> int:
+    seed = flags.seed  # of the random faces, not of the run
+    model, _ = load(flags, explicit - {"seed"})
     if not model.z_distribution:
         fit_z(model, flags)
     model.draw_random(flags.random, GENDERS[flags.gender], seed)
@@ -207,30 +205,30 @@ def draw_random(flags: argparse.Namespace, given: set[str]) -> int:
 
 
 def fit_z(model, flags: argparse.Namespace) -> None:
-    """Fit how z of real faces is distributed to those that the run was trained on, where they are still there."""
+    """Fit the distribution of z to faces that the run was trained on, if they are still in data/."""
     try:
         training, _ = split(list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces, model.seed)
         model.fit_z(training[:FITTED_FACES])
     except InputError as error:
-        print(f"z is drawn from U(-1, 1), which makes rougher faces, as its distribution cannot be fitted: {error}")
+        print(f"z is sampled from U(-1, 1), less realistic, because its distribution cannot be fitted: {error}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    flags, given = parse_flags(argv)
+    flags, explicit = parse_flags(argv)
     quiet()
     try:
-        if flags.is_train and given & AGING:
-            raise InputError(f"--{min(given & AGING)} is for aging faces: add --is_train False")
-        if flags.is_train and flags.evaluate is None and "pretrained" in given and not flags.use_init_model:
-            raise InputError("--pretrained says which model to start from: add --use_init_model True")
+        if flags.is_train and explicit & AGING:
+            raise InputError(f"--{min(explicit & AGING)} is for aging faces: add --is_train False")
+        if flags.is_train and flags.evaluate is None and "pretrained" in explicit and not flags.use_init_model:
+            raise InputError("--pretrained selects the model to start from: add --use_init_model True")
         if flags.evaluate is not None:
-            return evaluate(flags, given)
-        return train(flags, given) if flags.is_train else test(flags, given)
+            return evaluate(flags, explicit)
+        return train(flags, explicit) if flags.is_train else test(flags, explicit)
     except (InputError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
-    except OSError as error:  # no right to write, a full disk
+    except OSError as error:  # no permission to write, a full disk
         print(f"main.py: {error.filename or flags.savedir}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:  # before or after training, which stops in its own way
+    except KeyboardInterrupt:  # before or after training, which has its own handler
         print("main.py: stopped", file=sys.stderr)
         return 130
     return 2

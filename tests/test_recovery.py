@@ -148,7 +148,7 @@ def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
     (workplace / "go").touch()
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and err == ""
-    assert out.splitlines()[-1] == f"Stopped; all is saved in {stopped}: the same command goes on from there"
+    assert out.splitlines()[-1] == f"Stopped and saved in {stopped}: the same command resumes"
 
     # the lock of a process that has ended does not block
     assert main.main([*FLAGS, "--epoch=3", f"--savedir={stopped}"]) == 0

@@ -92,7 +92,7 @@ def test_shipped_model_ages_where_there_is_none(shipped, faces, tmp_path, capsys
     save_dir = tmp_path / "none"
     assert main.main(["--is_train=False", "--savedir", str(save_dir), "--testdir", faces[0].path]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert f"{save_dir} holds no trained model: taking the one that ships" in printed
+    assert f"{save_dir} has no trained model: using the included one" in printed
     assert {path.name for path in (save_dir / "test").iterdir()} == {"test_as_male.png", "test_as_female.png"}
     assert FaceAging.load().save_dir == shipped
 
@@ -124,7 +124,7 @@ def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run,
         assert main.main([*measuring, "--savedir", str(place), *flags]) == 0
         measured = json.loads((place / "evaluation.json").read_text())["overall"]["L1"]
         sheets[name] = sheets[name], measured
-    assert "taking the one that ships" not in capsys.readouterr().out  # it was asked for
+    assert "using the included one" not in capsys.readouterr().out  # it was asked for
     assert np.abs(sheets["run"][0] - sheets["aging"][0]).max() <= 3  # the same weights, in 8 bits
     assert np.abs(sheets["run"][0] - sheets["paper"][0]).max() > 3
     assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["paper"][1]
@@ -142,7 +142,7 @@ def test_a_training_starts_from_the_model_that_is_named(two_ship, faces, tmp_pat
     ("flags", "said"),
     [
         (["--pretrained=2018"], "invalid choice: '2018'"),
-        (["--pretrained=2017"], "--pretrained says which model to start from: add --use_init_model True"),
+        (["--pretrained=2017"], "--pretrained selects the model to start from: add --use_init_model True"),
         (["--use_init_model=True", "--pretrained=2017"], "num_z_channels 7, not"),
     ],
 )
