@@ -427,7 +427,7 @@ class FaceAging(Hyperparameters):
         checkpoints.check_space(self.save_dir, [variable for part in parts for variable in part.variables])
 
     def _show_epoch(self, images, ages, genders) -> tuple[dict[str, np.ndarray], float]:
-        """Reconstruct the held-out faces and age their first row; returns the sheets of both and the mean L1."""
+        """Reconstruct the held-out faces and age the first row of them; return both grids and the mean L1."""
         z = self._z_of(images)
         samples = self._images_of(z, ages, genders)
         row = slice(IN_A_ROW)
@@ -436,25 +436,25 @@ class FaceAging(Hyperparameters):
         return sheets, float(np.abs(ops.normalize(images) - samples).mean())
 
     def save_checkpoint(self) -> str:
-        """Write the state of training, as epoch and step stand, to save_dir/checkpoint; returns the path.
+        """Write the state of training to save_dir/checkpoint; return the path.
 
-        The two latest whole checkpoints are kept. Raises InputError where it cannot be written; those before stay
-        whole. Raises FloatingPointError, and writes nothing, where a weight is not finite.
+        The two latest complete checkpoints are kept. Raises InputError if it cannot be written; earlier ones stay
+        complete. Raises FloatingPointError, and writes nothing, if a weight is not finite.
         """
         step = int(self.step)
-        # a weight that is NaN shows in the loss only at the next step; by then it would be saved
+        # a NaN weight makes the loss NaN only at the next step, after it has been saved
         weights = [variable for network in self.networks.values() for variable in network.variables]
         check_finite({weight.path: float(tf.reduce_sum(weight)) for weight in weights}, step)
         write_config(self.save_dir, self.config, {})
         return self.checkpoints.write(self.save_dir / checkpoints.FOLDER, step, self.optimizers)
 
     def load_checkpoint(self, path: str | Path | None = None, networks_only: bool = False) -> bool:
-        """Load the latest whole checkpoint in the folder `path` or else in save_dir; returns False where there is none.
+        """Load the latest complete checkpoint in the folder `path` or else in save_dir; return False if there is none.
 
-        networks_only leaves the optimizers alone, and the discriminators too. A checkpoint of the reference program
-        (TensorFlow 1) has only weights, the shipped model only those of E and G. A damaged checkpoint is named on
-        stderr and the one before it loaded.
-        Raises InputError where all are damaged, or for another architecture, naming the first number that differs.
+        networks_only restores neither optimizers nor discriminators. A checkpoint of the reference program (TensorFlow
+        1) has only weights, an included model only those of E and G. A damaged checkpoint is reported on stderr and the
+        previous one loaded. Raises InputError if all are damaged, or for another architecture, naming the first number
+        that differs.
         """
         folder = Path(path or self.save_dir)
         checkpoints.check_architecture(folder, self.config)
@@ -467,36 +467,36 @@ class FaceAging(Hyperparameters):
     def load(
         cls, path: str | Path | None = None, save_dir: str | Path | None = None, pretrained: str = DEFAULT_MODEL
     ) -> "FaceAging":
-        """The trained model of the run in the folder `path`, or else one that ships, in float32, to age faces with.
+        """Return the trained model of the run in the folder `path`, or else an included model, in float32.
 
-        pretrained: "aging" or "2017", of those that ship. What it makes goes to save_dir, or else to `path`. Its sizes
-        come from the run's config.json, or from a reference checkpoint's weights. Raises InputError where it has none.
+        pretrained: "aging" or "paper", the included model. Results go to save_dir, or else to `path`. The sizes are read
+        from the run's config.json, or from a reference checkpoint's weights. Raises InputError if there is no model.
         """
         path = Path(path or included_model(pretrained))
         config = read_config(path) or checkpoints.read_reference_config(path)
         if not config:
-            raise InputError(f"{path} holds no trained model: train one, or name another --savedir")
+            raise InputError(f"{path} has no trained model: train one, or use another --savedir")
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir or path)
         if not model.load_checkpoint(path, networks_only=True):
-            raise InputError(f"{path} holds no trained model yet: train one, or name another --savedir")
+            raise InputError(f"{path} has no trained model yet: train one, or use another --savedir")
         model.z_distribution = read_distribution(path)
         return model
 
-    # Evaluator and aging.
+    # Evaluation and aging.
 
     def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
-        """Measure how labelled faces are kept, how the labels move them, and whether they stay the same person.
+        """Measure reconstruction, the effect of the labels, and identity preservation on labelled faces.
 
-        Returns what support.evaluation.Evaluator.measured returns. Identity, of the first 100 faces, takes dlib a
-        second a face; it is left out where it is not asked for or dlib is missing, which is said. It is held against
-        how alike other people are: some of each gender and age bin of `others`, or else of the faces. Images are read a
-        batch at a time. What cannot be read is named and left out. Raises InputError where nothing can.
+        Return the result of support.evaluation.Evaluator.measured. Identity is measured on the first 100 faces, by
+        dlib, about a second a face, and compared with the false accept rate among `others`, or else among the faces; it
+        is omitted without `identity` or if dlib is missing. Images that cannot be read are reported and skipped. Raises
+        InputError if none can be read.
         """
         measuring = Evaluator(self.bins, identity)
         for images, read in read_parts(faces, self._load_image, "Evaluating"):
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
-            # at every age, first as the own gender, then as the other
+            # at every age bin, with the face's own gender label, then with the other
             aged = [self._at_every_age(z, label) for label in (genders, -genders)]
             measuring.add(images, read, z, self._images_of(z, ages, genders), *aged)
         if measuring.people:
@@ -504,28 +504,28 @@ class FaceAging(Hyperparameters):
         return measuring.measured()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """The latent codes z, float32 [N, num_z_channels] in (-1, 1), of uint8 images [N, H, W, C].
+        """Return the latent codes z, float32 [N, num_z_channels] in (-1, 1), of images, uint8 [N, H, W, C].
 
-        Raises InputError for an array of another kind.
+        Raises InputError for any other array.
         """
         return self._z_of(fit_images(images, self.size_image, self.num_input_channels))
 
     def fit_z(self, faces: Sequence[Face]) -> None:
-        """Fit the distribution that `sample` draws from to z of real faces; what cannot be read is left out."""
+        """Fit the distribution of z that `sample` uses to real faces; images that cannot be read are skipped."""
         z = [self._z_of(images) for images, _ in read_parts(faces, self._load_image, "Encoding")]
         self.z_distribution = fit_distribution(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
-        """z of so many people who do not exist, float32 [count, num_z_channels] in (-1, 1).
+        """Return z of random faces, float32 [count, num_z_channels] in (-1, 1).
 
-        They are drawn from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which makes rougher faces.
+        They are sampled from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which is less realistic.
         """
         return sample_distribution(self.z_distribution or self.num_z_channels, count, seed)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years, genders 0 or "male", 1 or "female".
+        """Return images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years and genders.
 
-        One of either stands for N of them: a single z makes as many images as there are ages.
+        Genders are 0 or "male", 1 or "female". A single z, age or gender is repeated N times.
         """
         genders = gender_numbers(genders)
         (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
@@ -534,23 +534,23 @@ class FaceAging(Hyperparameters):
         return ops.denormalize(self._images_of(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 
     def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """The faces of uint8 images [N, H, W, C] at other ages in years, as uint8 [N, S, S, C]; see `generate`."""
+        """Return the faces of images, uint8 [N, H, W, C], at other ages, uint8 [N, S, S, C]: see `generate`."""
         return self.generate(self.encode(images), ages, genders)
 
     @in_batches
     @tf.function(reduce_retracing=True)
     def _z_of(self, images):
-        """z, float32 [N, num_z_channels], of images of the model's own size, uint8 [N, S, S, C]."""
+        """Return z, float32 [N, num_z_channels], of images of the model's size, uint8 [N, S, S, C]."""
         return self.E(ops.normalize(images), training=False)
 
     @in_batches
     @tf.function(reduce_retracing=True)
     def _images_of(self, z, ages, genders):
-        """Images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""
+        """Return images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""
         return self.G([z, ages, genders], training=False)
 
     def _at_every_age(self, z: np.ndarray, genders: np.ndarray) -> np.ndarray:
-        """Each z [N, ...] with its gender label [N, 2] at every bin, young to old: float32 [bins, N, S, S, C]."""
+        """Return each z [N, Z] with its gender label [N, 2] at every bin, young to old: float32 [bins, N, S, S, C]."""
         bins = len(self.bins)
         ages = np.repeat(self.bins.interpolated(self.bins.centres), len(z), axis=0)
         images = self._images_of(np.tile(z, (bins, 1)), ages, np.tile(genders, (bins, 1)))
@@ -565,20 +565,19 @@ class FaceAging(Hyperparameters):
         align: bool = False,
         photo: bool = False,
     ) -> int:
-        """Draw the faces of photos at other ages, in save_dir/test; returns how many faces were aged.
+        """Write faces at other ages to save_dir/test; return the number of faces.
 
-        Sheets of ten faces at every age, test_as_male.png and test_as_female.png, the further ones numbered from _2.
-        Or, with ages in years, an image for each face, age and gender; with animate, "gif" or "mp4", a film of each
-        face from young to old and back. With align the faces of a photo are found, levelled and cropped first; with
-        photo, too, a small picture of the photo shows where. What cannot be read is named and left out. Raises
-        InputError if that is everything.
+        By default: sheets of ten faces at every age, test_as_male.png and test_as_female.png, further ones numbered
+        from _2. With ages in years: an image for each face, age and gender. With animate, "gif" or "mp4": a film of
+        each face from young to old and back. align finds the faces of a photo, levels and crops them; photo also shows
+        where. Images that cannot be read are reported and skipped. Raises InputError if no face is left.
         """
         faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
         drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
         return drawing.age(faces, gender_numbers(genders), ages, animate)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
-        """Draw so many people who do not exist at every age, ten a sheet, as save_dir/test/random_as_*.png."""
+        """Write random faces at every age, ten a sheet, as save_dir/test/random_as_*.png."""
         drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
         drawing.show_random(self.sample(count, seed), gender_numbers(genders))
 
@@ -590,10 +589,10 @@ class FaceAging(Hyperparameters):
         genders: Sequence[int] = (),
         align: bool = False,
     ) -> Path:
-        """Draw the way from one face to another at both their ages, as save_dir/test/blend_*.png; returns its path.
+        """Blend one face into another at both their ages, as save_dir/test/blend_*.png; return its path.
 
-        Between them z and the gender's label change evenly. Ages in years and genders of the two, where not given, are
-        what the files' names say. Raises InputError where they say nothing, or where a photo does not show one face.
+        z and the gender label are interpolated linearly. Ages in years and genders of the two are by default those of
+        the file names. Raises InputError if the names have none, or if a photo does not show exactly one face.
         """
         sizes = self.size_image, self.num_input_channels
         faces = [portraits.read_portrait(path, *sizes, align) for path in (first, second)]
