@@ -469,7 +469,7 @@ class FaceAging(Hyperparameters):
     ) -> "FaceAging":
         """Return the trained model of the run in the folder `path`, or else an included model, in float32.
 
-        pretrained: "aging" or "paper", the included model. Results go to save_dir, or else to `path`. The sizes are read
+        pretrained: "aging" or "paper", the included model. Results go to save_dir, or else to `path`. The sizes come
         from the run's config.json, or from a reference checkpoint's weights. Raises InputError if there is no model.
         """
         path = Path(path or included_model(pretrained))

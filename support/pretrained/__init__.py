@@ -1,7 +1,7 @@
-"""The included models: where they are, their 8-bit weights, and the distribution of z over real faces.
+"""The included models: their folders, 8-bit weights, and the distribution of z over real faces.
 
 z of real faces is far from uniform, so z ~ U(-1, 1) decodes to smeared faces. z lies in (-1, 1); arctanh maps it to the
-real line, where a normal distribution is fitted: a mean and a covariance, and no face.
+real line, where a normal distribution is fitted. It consists of a mean and a covariance and contains no face.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from support.errors import InputError, reason
 from support.files import atomic_write
 
 PRETRAINED = Path(__file__).parent
-# by the recipe of their training
+# folders, by the recipe of the training
 INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
 DEFAULT_MODEL = "aging"
 OLD_NAMES = {"2017": "paper"}
-PACKED = "weights.npz"  # the file that holds the weights of a packed model
+PACKED = "weights.npz"  # file of the weights of an included model
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # weight names of Keras and of the reference program
 EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
 
@@ -34,18 +34,18 @@ class Distribution(NamedTuple):
 
 
 def fit_distribution(z: np.ndarray) -> Distribution:
-    """Returns the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
+    """Fit the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
     if len(z) < 2:
-        raise InputError("one face has no distribution of z: two at least are needed")
+        raise InputError("the distribution of z cannot be fitted to one face: use two or more")
     unbounded = np.arctanh(np.clip(z.astype(np.float64), -EDGE, EDGE))
     covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
     return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
 
 
 def sample_distribution(distribution: Distribution | int, count: int, seed: int) -> np.ndarray:
-    """Returns so many latent codes, float32 [count, Z] in (-1, 1); the first ones are the same whatever the count.
+    """Sample latent codes, float32 [count, Z] in (-1, 1); the first ones do not depend on the count.
 
-    Instead of a distribution Z may be given: they are drawn from the prior, U(-1, 1).
+    An int instead of a distribution is Z: codes are sampled from the prior, U(-1, 1).
     """
     if isinstance(distribution, int):
         return np.random.default_rng(seed).uniform(-1, 1, (count, distribution)).astype(np.float32)
@@ -68,7 +68,7 @@ def included_model(name: str) -> Path:
 
 
 def reference_name(variable) -> str:
-    """Returns what the reference program's checkpoints call a weight: E_conv0/kernel is E_conv0/w there."""
+    """Return a weight's name in the reference program's checkpoints: E_conv0/w for E_conv0/kernel."""
     layer, name = variable.path.split("/")[-2:]
     return f"{layer}/{REFERENCE_NAMES.get(name, name)}"
 
@@ -78,12 +78,12 @@ def quantize_weights(
 ) -> None:
     """Write the weights of networks as a small .npz: float16 with 16 bits, or int8 with scales.
 
-    A convolution has a scale per output channel. A fully connected layer has one per input: G's has z beside hundreds
-    of copies of the labels, whose weights are smaller and whose rounding errors would add up. Biases stay as they are.
-    Keys are those of `reference_name`; the scales of an int8 array w are "w/scale". The distribution of z over real
-    faces, where there is one, is kept beside them as "z/mean" and "z/covariance".
+    A convolution has a scale per output channel. A fully connected layer has one per input, because G's inputs are z
+    and hundreds of copies of the labels, whose weights are smaller. Biases stay float32. Keys are those of
+    `reference_name`; the scales of an int8 array w are "w/scale". The distribution of z over real faces is stored as
+    "z/mean" and "z/covariance".
     """
-    from keras import layers  # slow to import: the command line needs only the folders above
+    from keras import layers  # slow to import, and the command line needs only the folders
 
     arrays = {f"z/{name}": values for name, values in distribution._asdict().items()} if distribution else {}
     for layer in itertools.chain.from_iterable(network.layers for network in networks):
@@ -104,7 +104,7 @@ def quantize_weights(
 
 
 def read_distribution(folder: Path) -> Distribution | None:
-    """Returns the distribution of z that a packed model in the folder carries, or None where there is none."""
+    """Return the distribution of z stored with the weights in the folder, or None if there is none."""
     if not (folder / PACKED).is_file():
         return None
     with np.load(folder / PACKED, allow_pickle=False) as arrays:
@@ -120,8 +120,8 @@ def load_quantized(path: str | Path, networks: Sequence) -> None:
             names = [reference_name(variable) for variable in variables]
             values = [arrays[name].astype(np.float32) * arrays.get(f"{name}/scale", 1) for name in names]
         if any(value.shape != variable.shape for value, variable in zip(values, variables, strict=True)):
-            raise ValueError("another network's")
+            raise ValueError("weights of another network")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a whole set of weights: get it again ({reason(error)})") from error
+        raise InputError(f"{path} is not a complete set of weights, install the program again: {reason(error)}") from error
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
