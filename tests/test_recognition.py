@@ -69,7 +69,7 @@ def test_resampling_keeps_even_pictures_mirrors_and_blurs():
 
 def test_missing_weights_are_named_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(recognition, "WEIGHTS", tmp_path / "weights.npz")
-    with pytest.raises(InputError, match="weights.npz is not a whole set of weights"):
+    with pytest.raises(InputError, match="weights.npz is not a complete set of weights"):
         recognition.shipped_network.__wrapped__()
 
 

@@ -84,7 +84,7 @@ def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
     elif damage == "another network's":
         other = FaceAging(**{**TINY, "num_gen_channels": 64})
         quantize_weights(path, [other.E, other.G])
-    with pytest.raises(InputError, match="weights.npz is not a whole set of weights: get it again"):
+    with pytest.raises(InputError, match="weights.npz is not a complete set of weights"):
         FaceAging.load(tmp_path)
 
 
