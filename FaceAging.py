@@ -25,17 +25,18 @@ from support.batches import (
     BatchLoader,
     epoch_name,
     in_batches,
+    labels_digest,
     labels_of,
     read_faces,
     read_images,
     read_parts,
+    train_val_split,
 )
 from support.config import EPOCHS, LEARNING_RATE, Hyperparameters, count_layers, read_config, write_config
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import Evaluator
-from support.held_out import split_off
 from support.images import fit_images, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
@@ -333,10 +334,11 @@ class FaceAging(Hyperparameters):
         signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
         finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
         """
-        training, held_out, record = split_off(faces, self.seed, self.save_dir, self.devices.log)
+        training, held_out, record = train_val_split(faces, self.seed, read_config(self.save_dir), self.devices.log)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        check_beginning(self.save_dir, use_trained_model, len(faces), record, self.config)
+        notes = {**(notes or {}), "faces": len(faces), "held_out": record, "labels": labels_digest(faces)}
+        check_beginning(self.save_dir, use_trained_model, notes, self.config)
         weights = complete_weights(loss_weights)
         for name in networks_of(weights):
             self.add_network(name)
@@ -345,7 +347,7 @@ class FaceAging(Hyperparameters):
             self._begin(num_epochs, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.log)
-            run.open(self.config, {**(notes or {}), "faces": len(faces), "held_out": record}, int(self.step))
+            run.open(self.config, notes, int(self.step))
             run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
             self._train_epochs(run, batches, held_out_batch, schedule, on_epoch_end)
         if self.devices.is_chief and not run.stop_signal:

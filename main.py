@@ -5,19 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from support.batches import split
+from support.alignment import align_dataset, aligned_name, doubt_alignment, photos_name
+from support.batches import count_seen, train_val_split
 from support.config import read_config
-from support.dataset import (
-    Face,
-    Listing,
-    aligned_name,
-    describe,
-    doubt_alignment,
-    find_dataset,
-    find_pictures,
-    list_faces,
-    photos_name,
-)
+from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, printable
 from support.files import write_json
 from support.flags import (
@@ -31,7 +22,6 @@ from support.flags import (
     parse_flags,
     restore_flags,
 )
-from support.held_out import parts_of, warn_of_seen
 from support.labels import AgeBins
 from support.pretrained import included_model
 from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence
@@ -58,11 +48,17 @@ def find_faces(flags: argparse.Namespace, explicit: set[str]) -> Listing:
     if photos and not Path("data", flags.dataset).is_dir():
         folder = find_dataset(photos)
         with silence():
-            from support.photos import align_dataset
-        align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
+            align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     if flags.use_init_model and not config:
-        warn_of_seen(read_config(included_model(flags.pretrained)), flags.dataset, listing.faces, flags.seed)
+        included = read_config(included_model(flags.pretrained))
+        held_out = train_val_split(listing.faces, flags.seed, log=lambda _: None).held_out
+        seen = count_seen(included, held_out) if flags.dataset == included["training"]["dataset"] else 0
+        if seen:
+            print(
+                f"The included model may have been trained on {seen:,} of the faces that this run holds out, so what "
+                f"is measured on them is too good (fewer with its own --seed {included['model']['seed']})"
+            )
     return listing
 
 
@@ -156,7 +152,9 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
     model, source = load(flags, explicit - {"unknown_gender"})
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
-        others, faces = parts_of(read_config(source), list_faces(folder, flags.unknown_gender).faces, flags.seed)
+        listed = list_faces(folder, flags.unknown_gender).faces
+        others, faces, _ = train_val_split(listed, flags.seed, read_config(source))
+        others.sort()
     measured = model.evaluate(faces, others=faces if flags.evaluate else others)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
     path = flags.savedir / "evaluation.json"
@@ -172,7 +170,7 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
     check_aging(flags)
     if flags.random:
         return draw_random(flags, explicit)
-    paths = flags.blend or find_pictures(flags.testdir or [str(from_here(DEMO_FACES))])
+    paths = flags.blend or find_images(flags.testdir or [str(from_here(DEMO_FACES))])
     model, _ = load(flags, explicit)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
@@ -207,7 +205,8 @@ def draw_random(flags: argparse.Namespace, explicit: set[str]) -> int:
 def fit_z(model, flags: argparse.Namespace) -> None:
     """Fit the distribution of z to faces that the run was trained on, if they are still in data/."""
     try:
-        training, _ = split(list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces, model.seed)
+        faces = list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces
+        training = train_val_split(faces, model.seed, log=lambda _: None).training
         model.fit_z(training[:FITTED_FACES])
     except InputError as error:
         print(f"z is sampled from U(-1, 1), less realistic, because its distribution cannot be fitted: {error}")

@@ -98,7 +98,7 @@ def denormalize(images):
 def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
     """Read the central square of an image file: uint8 [size_image, size_image, channels], 1 (grey) or 3 (RGB).
 
-    Raises BadPicture, an InputError, if the file cannot be read.
+    Raises BadImage, an InputError, if the file cannot be read.
     """
     return fit_image(read_image(path), size_image, channels)
 

@@ -1,58 +1,47 @@
-"""What face files are called, and the labelled faces in a folder; open it to add a data set or a naming convention."""
+"""Data sets: unpacked from archives, listed as labelled faces, and summarized as a table."""
 
 import glob
+import gzip
 import os
-import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from support.alignment import looks_aligned
-from support.archives import archive_of, archives_in, unpack
-from support.draw_faces import DRAWN_NAME, draw_dataset
-from support.errors import InputError, printable, reason
-from support.images import BadPicture, fit_image, open_picture, read_image, suffixes, why_unread
-from support.labels import GENDERS, OLDEST, UNKNOWN, AgeBins
-from support.table import COLUMNS, FROM_A_RANGE, TABLE, parse_age, read_table
+from support.errors import InputError, first_names, printable, reason
+from support.images import BadImage, open_image, suffixes, why_unread
+from support.labels import (
+    COLUMNS,
+    CONVENTIONS,
+    OLDEST,
+    TABLE,
+    UNKNOWN,
+    AgeBins,
+    parse_folders,
+    parse_name,
+    read_table,
+)
 from support.terminal import PROJECT, from_here, progress
 
-BAD_SHARE = 0.1  # a set of which a larger share cannot be read ends the run
+BAD_SHARE = 0.1  # a data set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
-ALIGNMENT_SAMPLE = 100  # pictures, evenly spaced over a set, that are looked at for alignment
-ALIGNMENT_SIDE = 64  # pixels that they are looked at with
-DOUBTFUL_SHARE = 0.2  # of UTKFace's own faces 0.001 are doubted
-HEADERS_A_TASK = 500  # a future for each of 163,446 images would cost more than reading them
-# Each pattern matches a file name without its suffix and captures the age and, where the convention has it, the gender.
-CONVENTIONS = {
-    "UTKFace": re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_[0-4]_\d{8}.*"),
-    "FG-NET": re.compile(r"\d{3}a(?P<age>\d{2})[a-z]?", re.IGNORECASE),
-    "MORPH": re.compile(r"\d+_\d+(?P<gender>[mf])(?P<age>\d{2,3})", re.IGNORECASE),
-    "CACD": re.compile(r"(?P<age>\d{1,3})_.*[^\W\d_].*_\d{4}"),
-    "AgeDB": re.compile(r"\d+_.*[^\W\d_].*_(?P<age>\d{1,3})_(?P<gender>[mf])", re.IGNORECASE),
-}
-FOLDERS = "folders named by age"  # where neither names nor a table say anything
-LABELS_GUIDE = PROJECT / "data" / "README.md"
-DEMO = "demo"  # the data set that the program draws itself
-ALIGNED = "_aligned"  # what --align True adds to the name of a data set of photos
-
-
-def aligned_name(photos: str) -> str:
-    """Returns the name of the data set of faces that `--align True` makes of a data set of photos."""
-    return f"{Path(photos).as_posix()}{ALIGNED}"
-
-
-def photos_name(aligned: str) -> str:
-    """Returns the name of the data set of photos that one of aligned faces is made of.
-
-    Raises InputError where the name is not that of such a set.
-    """
-    if not aligned.endswith(ALIGNED):
-        raise InputError(f"the run was made with the faces of {aligned} as they are: leave out --align")
-    return aligned.removesuffix(ALIGNED)
+HEADERS_A_TASK = 500  # one future for each of 163,446 images would cost more than reading them
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+READ_AT_ONCE = 1 << 20  # bytes
+TAR_END = 1024  # bytes, all of them 0, at the end of every tar
+DATA = PROJECT / "data"
+DEMO = "demo"  # the included data set, data/demo.tar.gz
 
 
 class TooManyBad(InputError):
@@ -68,83 +57,146 @@ class Face(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The contents of a data set's folder."""
 
-    The faces in the order of their names, (name, reason) of each file or folder left out, and the number of faces by
-    convention.
-    """
-
-    faces: list[Face]
-    skipped: list[tuple[str, str]]
-    conventions: Counter[str]
+    faces: list[Face]  # in the order of their names
+    skipped: list[tuple[str, str]]  # (name, reason) of each file or folder left out
+    conventions: Counter[str]  # number of faces by the source of their labels
 
 
 def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
-    """Returns the folder of a data set: one still packed, as NAME.tar.gz or .zip, is unpacked, the set `demo` drawn.
+    """Return the folder of a data set, unpacked from NAME.tar.gz, .tgz, .tar or .zip if it is not there yet.
 
-    Raises InputError where there are no faces.
+    Raises InputError if there is neither, or the archive cannot be unpacked.
     """
     folder = Path(data_folder, name)
-    if name == DEMO and not folder.exists():
-        print(f"Renderer faces into {folder} ...", flush=True)
-        draw_dataset(folder)
-    archive = archive_of(name, folder.parent)
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if empty and archive:
-        unpack(archive, folder)
-    elif empty or not folder.is_dir():
-        others = [f"{packed}, for --dataset {other}" for packed, other in archives_in(folder.parent).items()]
+    if _is_empty(folder) and (archive := _archive_of(folder)):
+        with exclusive(folder, f"unpacks {archive}"):
+            if _is_empty(folder):  # another process may have unpacked it meanwhile
+                unpack(archive, folder)
+    elif _is_empty(folder) or not folder.is_dir():
+        packed = sorted(path.name for path in folder.parent.glob("*")) if folder.parent.is_dir() else []
+        others = [
+            f"{each}, for --dataset {each.removesuffix(suffix)}"
+            for each in packed
+            for suffix in ARCHIVES
+            if each.endswith(suffix)
+        ]
         raise InputError(
-            f"no faces in {folder}{first_names(others, f'; {folder.parent} holds ')}: put them there "
-            f"(see {from_here(LABELS_GUIDE)}), or get UTKFace.tar.gz for {folder.parent} from "
+            f"no faces in {folder}{first_names(others, f'; {folder.parent} contains ')}: put them there "
+            f"(see {from_here(DATA / 'README.md')}), or get UTKFace.tar.gz for {folder.parent} from "
             "https://susanqq.github.io/UTKFace/, or try --dataset demo"
         )
     return folder
 
 
-def parse_name(name: str) -> tuple[str, int, int] | None:
-    """Returns the (convention, age, gender) that a file name states, or None where it fits no convention."""
-    stem = Path(name).stem
-    for convention, pattern in CONVENTIONS.items():
-        if match := pattern.fullmatch(stem):
-            labels = match.groupdict(default="")
-            return convention, int(labels["age"]), GENDERS[labels.get("gender", "").lower()]
-    return None
+def _is_empty(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def parse_folders(name: str) -> tuple[str, int, int] | None:
-    """Returns the (convention, age, gender) that the folders of a picture's path say, or None where none is an age.
+def _archive_of(folder: Path) -> Path | None:
+    """Return the archive beside the folder that has its name, or the included one of the demo set, or None."""
+    places = (folder, DATA / DEMO) if folder.name == DEMO else (folder,)
+    paths = (place.with_name(place.name + suffix) for place in places for suffix in ARCHIVES)
+    return next((path for path in paths if path.is_file()), None)
 
-    An age is a whole number of years or a range, such as 25/ or 20-29/; a gender is a word, such as female/.
+
+@contextmanager
+def exclusive(folder: Path, task: str) -> Iterator[None]:
+    """Let one process at a time make the folder; the others wait, and print so. The system frees a killed one's lock.
+
+    The lock is a hidden file beside the folder, which stays. Where the file system has no locks, nobody waits.
     """
-    folders = Path(name).parts[-2::-1]  # the nearest first
-    found = next((age for folder in folders if (age := parse_age(folder))), None)
-    genders = (GENDERS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
-    gender = next((gender for gender in genders if gender != UNKNOWN), UNKNOWN)
-    return (FOLDERS + FROM_A_RANGE * found[1], found[0], gender) if found else None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), fallback_to_soft=False)
+    with ExitStack() as stack:
+        try:
+            try:
+                stack.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                print(f"Waiting for another process, which {task}", flush=True)
+                stack.enter_context(lock.acquire())
+        except (OSError, NotImplementedError) as error:
+            print(f"{folder} cannot be locked ({reason(error)}): start one process at a time")
+        yield
 
 
-def picture_names(folder: str | Path) -> list[str]:
-    """Returns the images in the folder and below, known by their suffixes, as sorted posix paths relative to it."""
-    return look_through(folder)[0]
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack the archive, or the only folder in it, as `folder`: completely or, with an InputError, not at all."""
+    partial = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(partial, ignore_errors=True)  # the remains of a killed process
+    try:
+        (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, partial)
+        partial.mkdir(exist_ok=True)  # of an empty archive
+        inside = [path for path in partial.iterdir() if path.name != "__MACOSX"]  # which macOS adds
+        if folder.exists():
+            folder.rmdir()
+        (inside[0] if len(inside) == 1 and inside[0].is_dir() else partial).rename(folder)
+    except (
+        *(OSError, EOFError, ValueError, OverflowError, RuntimeError),
+        *(zlib.error, tarfile.TarError, zipfile.BadZipFile),
+    ) as error:
+        raise InputError(f"{archive} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def look_through(folder: str | Path) -> tuple[list[str], dict[str, str]]:
-    """Returns (the images in the folder and below, what of it is left out with the reason).
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    with ExitStack() as stack:
+        file = stack.enter_context(archive.open("rb"))
+        size = archive.stat().st_size
+        if archive.suffix == ".tar":  # without the checksum that compression adds
+            file.seek(max(0, size - TAR_END))
+            if file.read() != bytes(TAR_END):
+                raise ValueError("its end is missing")
+            file.seek(0)
+        bar = tqdm.wrapattr(file, "read", size, desc=f"Unpacking {archive}", disable=None)
+        stream = stack.enter_context(bar)
+        if archive.suffix != ".tar":
+            stream = stack.enter_context(gzip.open(stream))
+        with tarfile.open(fileobj=stream, mode="r|") as members:
+            for member in members:
+                if not member.isfile() and not member.isdir():
+                    raise ValueError(f"it contains a link or a device, {printable(member.name)}")
+                members.extract(member, folder, filter="data")  # refuses paths outside the folder
+        while stream.read(READ_AT_ONCE):  # to the checksum: tarfile accepts an archive cut off before a header
+            pass
 
-    Left out are folders that may not be looked into and images in a format that is not read. Both are posix paths
-    relative to the folder, the images sorted; a folder's ends with "/". Raises InputError where the folder itself
-    cannot be looked into.
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as members:
+        for member in tqdm(members.infolist(), f"Unpacking {archive}", delay=2, disable=None):
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if packed on Windows
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise ValueError(f"it contains a link or a device, {printable(member.filename)}")
+            if ".." in PurePosixPath(member.filename.replace("\\", "/")).parts:
+                raise ValueError(f"{printable(member.filename)} is outside the folder")
+            if member.flag_bits & 1:
+                raise ValueError("it has a password: unpack it by hand")
+            members.extract(member, folder)  # raises BadZipFile for a wrong checksum
+
+
+def image_names(folder: str | Path) -> list[str]:
+    """Return the images in the folder and below, known by their suffixes, as sorted posix paths relative to it."""
+    return find_files(folder)[0]
+
+
+def find_files(folder: str | Path) -> tuple[list[str], dict[str, str]]:
+    """Return (the images in the folder and below, what is left out by reason).
+
+    Left out are folders that cannot be listed and images in formats that are not read. Both are posix paths relative
+    to the folder, the images sorted; a folder's path ends with "/". Raises InputError if the folder itself cannot be
+    listed.
     """
     folder = Path(folder)
     names, left_out = [], {}
 
-    def name_closed(error: OSError) -> None:
+    def report(error: OSError) -> None:
         if Path(error.filename) == folder:
             raise InputError(f"{printable(str(folder))}: {error.strerror}")
         left_out[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
 
-    for parent, folders, files in os.walk(folder, onerror=name_closed):
+    for parent, folders, files in os.walk(folder, onerror=report):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
         for name in files:
@@ -158,23 +210,23 @@ def look_through(folder: str | Path) -> tuple[list[str], dict[str, str]]:
 
 
 def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Returns the images whose header cannot be read, each with the reason; pixels are not decoded."""
+    """Return the images whose header cannot be read, each with the reason; pixels are not decoded."""
 
     def check(part: Sequence[str]) -> dict[str, str]:
         bad = {}
         for name in part:
             try:
-                with open_picture(folder / name):
+                with open_image(folder / name):
                     pass
-            except BadPicture as error:
+            except BadImage as error:
                 bad[name] = error.reason
         return bad
 
     parts = [names[i : i + HEADERS_A_TASK] for i in range(0, len(names), HEADERS_A_TASK)]
     with ThreadPoolExecutor() as pool:
         found = pool.map(check, parts)
-        title = f"Looking at {printable(str(folder))}"
-        bar = progress(found, title, len(parts), unit="picture", unit_scale=HEADERS_A_TASK, delay=2)
+        title = f"Checking {printable(str(folder))}"
+        bar = progress(found, title, len(parts), unit="image", unit_scale=HEADERS_A_TASK, delay=2)
         return {name: reason for bad in bar for name, reason in bad.items()}
 
 
@@ -182,54 +234,48 @@ def check_bad(bad: dict[str, str], total: int) -> None:
     """Raise TooManyBad, with the first names, if more than one in ten of `total` images are bad (reason by path)."""
     if len(bad) > total * BAD_SHARE:
         first = "; ".join(f"{printable(name)}: {reason}" for name, reason in list(bad.items())[:NAMES_SHOWN])
-        raise TooManyBad(f"{len(bad):,} of {total:,} pictures cannot be read, more than one in ten: {first}")
+        raise TooManyBad(f"{len(bad):,} of {total:,} images cannot be read, more than one in ten: {first}")
 
 
 def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
-    """Returns the labelled faces in the folder and below, with the labels of labels.csv or else of their names.
+    """Return the labelled faces in the folder and below, labelled by labels.csv or else by their names.
 
-    Where no picture has either, folders named by age label them. Raises InputError for a wrong table, for faces without
-    a gender unless `unknown_gender`, where more than one in ten images are bad, and where no face is left.
+    If no image has such a label, folders named by age label them. Raises InputError for a wrong table, for faces
+    without a gender unless `unknown_gender`, if more than one in ten images are bad, and if no face is left.
     """
     folder = Path(folder)
-    names, left_out = look_through(folder)
-    labels = {name: said for name in names if (said := parse_name(name))}
+    names, left_out = find_files(folder)
+    labels = {name: label for name in names if (label := parse_name(name))}
     absent = {}
     if (folder / TABLE).is_file():
         listed, absent = read_table(folder / TABLE, names, labels)
         labels |= listed
-    labels = labels or {name: said for name in names if (said := parse_folders(name))}
+    labels = labels or {name: label for name in names if (label := parse_folders(name))}
     skipped = {name: "its name fits no convention" for name in names if name not in labels}
-    skipped |= {name: f"age above {OLDEST}" for name, (_, age, _) in labels.items() if age > OLDEST}
+    skipped |= {name: f"age above {OLDEST}" for name, label in labels.items() if label.age > OLDEST}
     kept = [name for name in names if name not in skipped]
     bad = bad_headers(folder, kept)
     check_bad(bad, len(kept))
     kept = [name for name in kept if name not in bad]
     if not kept:
         raise InputError(
-            f"no labelled faces in {folder} ({len(names):,} pictures{first_names(names)}): names must be those of "
+            f"no labelled faces in {folder} ({len(names):,} images{first_names(names)}): names must be those of "
             f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} or by folders named by age "
-            f"(see {from_here(LABELS_GUIDE)})"
+            f"(see {from_here(DATA / 'README.md')})"
         )
-    faces = [Face(str(folder / name), *labels[name][1:]) for name in kept]
-    lacking = [name for name in kept if labels[name][2] == UNKNOWN]
+    lacking = [name for name in kept if labels[name].gender == UNKNOWN]
     if lacking and not unknown_gender:
         raise InputError(
-            f"{len(lacking):,} of {len(faces):,} faces have no gender{first_names(lacking)}: give it in "
+            f"{len(lacking):,} of {len(kept):,} faces have no gender{first_names(lacking)}: give it in "
             f"{folder / TABLE} (columns {','.join(COLUMNS)}), or train without: --unknown_gender True"
         )
-    return Listing(
-        faces, sorted((skipped | bad | left_out | absent).items()), Counter(labels[name][0] for name in kept)
-    )
-
-
-def first_names(names: Sequence[str], lead: str = ", first ") -> str:
-    """Returns the first few names, to follow a count: ", first a.jpg, b.jpg"; nothing where there are none."""
-    return lead + ", ".join(map(printable, names[:NAMES_SHOWN])) if names else ""
+    faces = [Face(str(folder / name), labels[name].age, labels[name].gender) for name in kept]
+    skipped = sorted((skipped | bad | left_out | absent).items())
+    return Listing(faces, skipped, Counter(labels[name].source for name in kept))
 
 
 def describe(listing: Listing, bins: AgeBins) -> str:
-    """Returns a plain table of what was found: faces by convention, by age bin and gender, and the files skipped."""
+    """Return a table in plain text: faces by convention, by age bin and gender, and the files skipped."""
     counts = np.zeros((len(bins), 3), int)  # columns are male, female and, as UNKNOWN is -1, unknown last
     np.add.at(counts, (bins.index([face.age for face in listing.faces]), [face.gender for face in listing.faces]), 1)
     names = {convention: f"{convention} names" for convention in CONVENTIONS}
@@ -245,60 +291,37 @@ def describe(listing: Listing, bins: AgeBins) -> str:
     return "\n".join(lines)
 
 
-def doubt_alignment(faces: Sequence[Face]) -> str:
-    """Returns a warning where many of a sample of the faces do not lie as aligned faces do, or else ""."""
-    sample = [faces[i] for i in np.unique(np.linspace(0, len(faces) - 1, ALIGNMENT_SAMPLE).round().astype(int))]
-    # those that the program has drawn are aligned, but they are no photos, which `looks_aligned` knows only
-    sample = [face.path for face in sample if not DRAWN_NAME.fullmatch(Path(face.path).name)]
+def find_images(testdir: list[str]) -> list[Path]:
+    """Return the images that --testdir names: several names if a shell has expanded a pattern itself.
 
-    def doubtful(path: str) -> bool:
-        try:
-            return not looks_aligned(fit_image(read_image(path), ALIGNMENT_SIDE, 3))
-        except BadPicture:  # it is named when its turn comes
-            return False
-
-    with ThreadPoolExecutor() as pool:
-        found = [path for path, doubted in zip(sample, pool.map(doubtful, sample), strict=True) if doubted]
-    if len(found) <= DOUBTFUL_SHARE * len(sample):
-        return ""
-    return (
-        f"{len(found):,} of {len(sample):,} pictures looked at do not look like aligned faces{first_names(found)}: "
-        "training takes the middle of each picture as it is, so level and crop them first, each face as close as "
-        "UTKFace's"
-    )
-
-
-def find_pictures(testdir: list[str]) -> list[Path]:
-    """Returns the images that --testdir names: several names where a shell has expanded a pattern itself.
-
-    A name under which there is none is named and passed over. Raises InputError where that is every name.
+    Names without an image are printed and left out. Raises InputError if no name has one.
     """
     paths, empty = [], []
     for name in testdir:
         try:
-            found = _pictures_under(name)
+            found = _images_under(name)
         except InputError as error:
             empty.append(str(error))
             continue
-        except OSError as error:  # a name that is too long, or in a folder that may not be looked into
+        except OSError as error:  # a name that is too long, or in a folder that cannot be listed
             empty.append(f"{printable(name)}: {reason(error)}")
             continue
         paths += found
         if not found:
-            empty.append(f"no pictures in {printable(name)}")
+            empty.append(f"no images in {printable(name)}")
     if not paths:
-        raise InputError(f"{'; '.join(empty[:NAMES_SHOWN])}: give --testdir a folder of faces, a picture, or a pattern")
+        raise InputError(f"{'; '.join(empty[:NAMES_SHOWN])}: give --testdir a folder of faces, an image, or a pattern")
     for line in empty:
         print(f"Left out: {line}")
     return paths
 
 
-def _pictures_under(name: str) -> list[Path]:
+def _images_under(name: str) -> list[Path]:
     if Path(name).is_dir():
-        pictures, left_out = look_through(name)
+        names, left_out = find_files(name)
         for inner, why in left_out.items():
             print(f"Left out: {printable(str(Path(name, inner)))}: {why}")
-        return [Path(name, picture) for picture in pictures]
+        return [Path(name, image) for image in names]
     if Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
         return [Path(name)]
     return [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]

@@ -1,6 +1,7 @@
 """Errors that a user can mend, and how they become one line; open it where a message reads badly."""
 
 import re
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -17,3 +18,8 @@ def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or error
     line = (str(text).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r"^\{\{.*?\}\} *", "", line)
+
+
+def first_names(names: Sequence[str], lead: str = ", first ", most: int = 3) -> str:
+    """Return the first few names, to follow a count: ", first a.jpg, b.jpg"; "" if there are none."""
+    return lead + ", ".join(map(printable, names[:most])) if names else ""

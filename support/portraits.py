@@ -12,11 +12,10 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from support.alignment import apply, find_faces, looks_aligned
-from support.dataset import parse_name
 from support.errors import InputError, printable
 from support.files import NAME_BYTES, shortened
-from support.images import BadPicture, fit_image, read_image, save_image
-from support.labels import GENDER_NAMES, UNKNOWN, AgeBins, gender_numbers
+from support.images import BadImage, fit_image, read_image, save_image
+from support.labels import GENDER_NAMES, UNKNOWN, AgeBins, gender_numbers, parse_name
 from support.pictures import IN_A_ROW, save_animation, sheet
 from support.terminal import progress
 
@@ -49,7 +48,7 @@ def read_portraits(
     for path in progress(paths, "Aging", unit="picture"):
         try:
             picture = read_image(path)
-        except BadPicture as error:
+        except BadImage as error:
             tqdm.write(f"Left out: {error}")
             continue
         faces = _find(picture, path) if align else [(picture, None)]
@@ -83,8 +82,8 @@ def _find(picture: Image.Image, path: str | Path) -> list[tuple[Image.Image, np.
     """Returns (the crop, its frame) of each face in a photo, and says what else there is to say of it."""
     found = find_faces(picture)
     name = printable(str(path))
-    if found.dropped:
-        tqdm.write(f"{name}: {len(found.dropped)} not taken for a face to age, such as {found.dropped[0]}")
+    if found.rejected:
+        tqdm.write(f"{name}: {len(found.rejected)} not taken for a face to age, such as {found.rejected[0]}")
     if not found.faces:
         tqdm.write(f"Left out: {name}: no face found")
     elif len(found.faces) > 1:

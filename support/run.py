@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
 from support.config import read_config, write_config
-from support.dataset import first_names
 from support.devices import Devices, translate_lost_workers, translate_out_of_memory
-from support.errors import InputError, reason
+from support.errors import InputError, first_names, reason
 from support.files import atomic_write, locked, remove_temporaries
 from support.images import save_image
 from support.pictures import plot_losses
@@ -31,12 +30,10 @@ HISTOGRAM_STEPS = 50  # steps from one histogram of z and the logits to the next
 CHECKPOINT_SECONDS = 600  # seconds from one checkpoint within an epoch to the next
 
 
-def check_beginning(
-    save_dir: Path, use_trained_model: bool, num_faces: int, held_out: dict[str, str], config: dict
-) -> None:
+def check_beginning(save_dir: Path, use_trained_model: bool, notes: dict, config: dict) -> None:
     """Raise InputError where training would spoil what save_dir holds; nothing has been written yet.
 
-    held_out: the record of the held-out faces, as in support.held_out.
+    notes: what config.json keeps of the data set: "faces", their number, "held_out", their record, and "labels".
     """
     before = read_config(save_dir)
     found = saved_checkpoints(save_dir / FOLDER)
@@ -50,20 +47,23 @@ def check_beginning(
             f"{found[0]} came without a config.json, so it is not of a run of this program: "
             "to keep it, train into another --savedir"
         )
-    # held-out faces are chosen by a seeded shuffle: with more or fewer faces it would choose some that were trained on
-    faces_before = before.get("training", {}).get("faces", num_faces)
-    if faces_before != num_faces:
+    kept = notes | before.get("training", {})
+    if kept["faces"] != notes["faces"]:  # the order of an epoch depends on all faces
         raise InputError(
-            f"the data set has {num_faces:,} faces, but the run in {save_dir} was made with {faces_before:,}: "
-            "go on with the same faces, or give another --savedir"
+            f"the data set has {notes['faces']:,} faces, but the run in {save_dir} was made with {kept['faces']:,}: "
+            "continue with the same faces, or give another --savedir"
         )
-    held_out_before = before.get("training", {}).get("held_out", held_out)
-    if held_out_before.keys() != held_out.keys():
-        others = [held_out_before[digest] for digest in held_out_before if digest not in held_out]
+    if kept["held_out"].keys() != notes["held_out"].keys():
+        others = [name for digest, name in kept["held_out"].items() if digest not in notes["held_out"]]
         raise InputError(
             f"the data set is not the one that the run in {save_dir} was made with: {len(others):,} of its held-out "
-            f"faces{first_names(others)}, would be trained on, or have changed: go on with the same faces, or give "
-            "another --savedir"
+            f"faces{first_names(others)}, are missing or have changed: continue with the same faces, or give another "
+            "--savedir"
+        )
+    if kept["labels"] != notes["labels"]:
+        raise InputError(
+            f"the names, ages or genders of the data set's faces are not those that the run in {save_dir} began with: "
+            "restore them (labels.csv, file and folder names), or give another --savedir"
         )
     check_architecture(save_dir, config)
 

@@ -12,11 +12,12 @@ from PIL import Image, ImageFont
 import main
 from FaceAging import FaceAging
 from ops import denormalize, load_image
+from support import alignment
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
 from support.portraits import FILM_SIDE, read_portraits
 from tests.conftest import TINY
-from tests.test_align import photo
+from tests.test_alignment import photo
 
 SHEET_LABELS = ["input", "as labelled", *AgeBins().names]
 
@@ -234,8 +235,7 @@ def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd
 
 def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh, faces, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mtcnn.stages", None)
-    monkeypatch.delitem(sys.modules, "support.finder", raising=False)
-    monkeypatch.delattr("support.finder", raising=False)
+    alignment._networks.cache_clear()
     with pytest.raises(InputError, match="mtcnn: .* -m pip install mtcnn"):
         fresh.test([faces[0].path], genders=[MALE], align=True)
     assert fresh.test([faces[0].path], genders=[MALE]) == 1
@@ -317,7 +317,7 @@ def test_main_refuses_a_testdir_without_pictures(save_dir, tmp_path, capsys, con
         (tmp_path / "notes.txt").write_text("no picture")
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "no pictures in" in error
+    assert error.count("\n") == 1 and "no images in" in error
 
 
 def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypatch):

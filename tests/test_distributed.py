@@ -20,7 +20,7 @@ import tensorflow as tf
 import main
 from FaceAging import FaceAging
 from ops import load_image
-from support.batches import BatchLoader, split
+from support.batches import BatchLoader, train_val_split
 from support.devices import choose_strategy
 from support.errors import InputError
 from support.losses import PAPER_TERMS
@@ -50,7 +50,7 @@ def warm(tmp_path_factory, drawn_folder, faces):
     model = FaceAging(**TINY, save_dir=folder / "save")
     for optimizer in model.optimizers.values():
         optimizer.learning_rate.assign(2e-4)
-    training, _ = split(faces, model.seed)
+    training, _, _ = train_val_split(faces, model.seed)
     load = partial(load_image, size_image=32, channels=3)
     batches = BatchLoader(training, model.bins, load, size_batch=10, num_z_channels=50, seed=1)
     for step in range(0, WARM_STEPS, 5):

@@ -11,10 +11,10 @@ import pytest
 
 import main
 from FaceAging import FaceAging
-from support.dataset import find_pictures
+from support.dataset import find_images
 from support.errors import InputError
 from support.flags import DEMO_FACES, MODEL, make_parser, parse_flags
-from tests.conftest import refuse_to_look_into
+from tests.conftest import refuse_to_list
 
 MAIN = Path(main.__file__)
 
@@ -99,7 +99,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
 
 def test_the_faces_that_ship_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(find_pictures([str(DEMO_FACES)])) == 20
+    assert len(find_images([str(DEMO_FACES)])) == 20
 
 
 @pytest.mark.parametrize("made", [False, True])
@@ -136,7 +136,7 @@ def test_testdir_is_a_folder_a_picture_or_a_pattern(tmp_path):
         (tmp_path / name).touch()
 
     def found(*testdir):
-        pictures = find_pictures([str(tmp_path / name) for name in testdir])
+        pictures = find_images([str(tmp_path / name) for name in testdir])
         return [path.relative_to(tmp_path).as_posix() for path in pictures]
 
     assert found("") == names[:4]
@@ -145,7 +145,7 @@ def test_testdir_is_a_folder_a_picture_or_a_pattern(tmp_path):
     assert found("?.*") == ["a.jpg", "b.png"]
     assert found("**/*.jpg") == ["a.jpg", "c[1].jpg", "deeper/d.jpg"]
     assert found("a.jpg", "b.png") == ["a.jpg", "b.png"]
-    with pytest.raises(InputError, match="no pictures in .*gif"):
+    with pytest.raises(InputError, match="no images in .*gif"):
         found("*.gif")
 
 
@@ -154,15 +154,15 @@ def test_a_name_without_pictures_is_said_and_the_others_are_taken(tmp_path, caps
     for name in ("empty", "lost+found", "b/closed"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "b/c.jpg").touch()
-    refuse_to_look_into(monkeypatch, "lost+found", "closed")
+    refuse_to_list(monkeypatch, "lost+found", "closed")
     names = ["a.jpg", "empty", "lost+found", "gone.jpg", "b", "x" * 300]
-    paths = find_pictures([str(tmp_path / name) for name in names])
+    paths = find_images([str(tmp_path / name) for name in names])
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["a.jpg", "b/c.jpg"]
     printed = capsys.readouterr().out
     for said in (
-        "no pictures in .*empty",
+        "no images in .*empty",
         "lost.found: Permission denied",
-        "no pictures in .*gone.jpg",
+        "no images in .*gone.jpg",
         "closed: a folder: Permission denied",
         "xxx",
     ):

@@ -11,7 +11,7 @@ import main
 from FaceAging import FaceAging
 from ops import load_image
 from support import aging_measures, recognition
-from support.batches import split
+from support.batches import train_val_split
 from support.dataset import Face, list_faces
 from support.errors import InputError
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
@@ -192,7 +192,7 @@ def test_the_judge_is_trained_on_the_faces_that_are_not_held_out(workplace, draw
         ),
     )
     assert train_age_network.train_age_network(["--out=weights.npz", "--epochs=1"]) == 0
-    _, held_out = split(list_faces("data/UTKFace").faces, 2017)
+    _, held_out, _ = train_val_split(list_faces("data/UTKFace").faces, 2017)
     assert len(trained_on) == 60 - 6 - 10 and not set(trained_on) & set(held_out)
     assert 0.5e6 < (workplace / "weights.npz").stat().st_size < 1e6
     assert capsys.readouterr().out.count("| mean age seen |") == 2  # sharp and blurred

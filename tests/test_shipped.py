@@ -14,7 +14,7 @@ import main
 from FaceAging import FaceAging
 from ops import load_image, normalize
 from support import recognition
-from support.batches import read_faces, split
+from support.batches import read_faces, train_val_split
 from support.config import read_config
 from support.dataset import parse_name
 from support.errors import InputError
@@ -297,7 +297,7 @@ def test_main_measures_a_folder_or_the_held_out_faces(run, workplace, faces, dra
     assert measured["overall"]["faces"] == 60 and not measured["held_out"]
     assert main.main(["--savedir", save_dir, "--evaluate"]) == 0
     measured = json.loads((run.save_dir / "evaluation.json").read_text())
-    _, held_out = split(faces, run.seed)
+    _, held_out, _ = train_val_split(faces, run.seed)
     assert measured["overall"] == run.evaluate(held_out)["overall"] and measured["held_out"]
 
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from FaceAging import FaceAging
 from ops import load_image
-from support.batches import epoch_name, read_faces, split
+from support.batches import epoch_name, read_faces, train_val_split
 from support.dataset import list_faces
 from support.errors import InputError
 from support.files import locked
@@ -109,7 +109,7 @@ def test_histograms_come_every_fifty_batches(tmp_path, faces):
 
 
 def test_sheets_of_training_are_laid_out_as_said(run, faces):
-    _, held_out = split(faces, seed=2017)
+    _, held_out, _ = train_val_split(faces, seed=2017)
     side = run.size_image
     assert len(held_out) == 6
     inputs, samples, ladder = (
@@ -238,7 +238,7 @@ def test_with_a_cache_no_picture_is_read_twice(tmp_path, faces, monkeypatch, cac
     read = Counter()
     monkeypatch.setattr("ops.load_image", lambda path, *sizes: read.update([path]) or load_image(path, *sizes))
     FaceAging(**TINY, save_dir=tmp_path).train(faces[:40], num_epochs=2, cache=cache)
-    training, _ = split(faces[:40], seed=2017)  # 36: three batches of ten an epoch
+    training, _, _ = train_val_split(faces[:40], seed=2017)  # 36: three batches of ten an epoch
     reads = [read[face.path] for face in training]
     assert max(reads) == 1 if cache else sum(reads) == 60
 
@@ -359,7 +359,7 @@ def test_run_whose_pictures_vanish_keeps_what_was_trained(tmp_path, drawn_folder
     model = FaceAging(**TINY, save_dir=tmp_path / "save")
     model.train(list_faces(folder).faces, num_epochs=1)
     listed = list_faces(folder).faces
-    held_out = {face.path for face in split(listed, seed=2017)[1]}
+    held_out = {face.path for face in train_val_split(listed, seed=2017).held_out}
     for face in listed:
         if face.path not in held_out:
             Path(face.path).unlink()

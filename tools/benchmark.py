@@ -73,12 +73,14 @@ def random_batch(model):
     return images, model.bins.one_hot(ages), gender_labels(genders), z_prior
 
 
-def drawn_faces(folder: str, number: int) -> list:
-    from support.dataset import list_faces
-    from support.draw_faces import draw_dataset
+def demo_faces(folder: str, number: int) -> list:
+    """Unpack the demo data set into the folder, and return so many of its faces; the others are removed."""
+    from support.dataset import DEMO, find_dataset, list_faces
 
-    draw_dataset(Path(folder) / "drawn", number=number)
-    return list_faces(Path(folder) / "drawn").faces
+    faces = list_faces(find_dataset(DEMO, folder)).faces
+    for face in faces[number:]:
+        Path(face.path).unlink()
+    return faces[:number]
 
 
 def measure_step(precision: str) -> dict:
@@ -124,7 +126,7 @@ def measure_loop(precision: str) -> dict:
         pass
 
     with tempfile.TemporaryDirectory() as folder:
-        faces = drawn_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 400 + 2)  # copies of held-out faces go
+        faces = demo_faces(folder, 500) * (BATCH * (LOOP_STEPS + 4) // 400 + 2)  # copies of held-out faces go
         model = FaceAging(size_batch=BATCH, precision=precision, save_dir=Path(folder) / "save")
         batch = random_batch(model)
         weights = dict.fromkeys(PAPER_TERMS, tf.constant(1e-4))
@@ -162,7 +164,7 @@ def measure_pipeline() -> dict:
     from support.labels import AgeBins
 
     with tempfile.TemporaryDirectory() as folder:
-        faces = drawn_faces(folder, 1000)
+        faces = demo_faces(folder, 1000)
         began = time.perf_counter()
         load_image = functools.partial(ops.load_image, size_image=128, channels=3)
         batches = BatchLoader(faces, AgeBins(), load_image, size_batch=BATCH, num_z_channels=50, seed=0).of(1)
@@ -217,10 +219,10 @@ def measure_test_mode() -> dict:
     from FaceAging import FaceAging
 
     with tempfile.TemporaryDirectory() as folder:
-        drawn_faces(folder, 10)
+        demo_faces(folder, 10)
         FaceAging(save_dir=Path(folder) / "save").save_checkpoint()
         command = [sys.executable, str(ROOT / "main.py"), "--is_train", "False"]
-        command += ["--savedir", str(Path(folder) / "save"), "--testdir", str(Path(folder) / "drawn")]
+        command += ["--savedir", str(Path(folder) / "save"), "--testdir", str(Path(folder) / "demo")]
         times = []
         for _ in range(3):
             began = time.perf_counter()

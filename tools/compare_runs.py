@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import read_images
+from support.batches import read_images, train_val_split
 from support.config import read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import write_json
 from support.flags import true_or_false, written
-from support.held_out import parts_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
@@ -95,8 +94,8 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     model = FaceAging.load(folder)
     training = read_config(folder)["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    others, held_out = parts_of(read_config(folder), faces, model.seed)
-    measured = model.evaluate(held_out, identity, others)
+    training, held_out, _ = train_val_split(faces, model.seed, read_config(folder))
+    measured = model.evaluate(held_out, identity, sorted(training))
 
     load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
     images, read = read_images(held_out, load_image)

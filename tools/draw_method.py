@@ -1,6 +1,6 @@
 """Draws demo/method.png, the four networks and what flows between them: `python -m tools.draw_method`.
 
-Sizes are those of the defaults; the faces are drawn, and the blurred one only stands for a reconstruction.
+Sizes are the defaults; the face is of demo/faces, and the blurred one is no actual reconstruction.
 """
 
 from pathlib import Path
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 
-from support.draw_faces import draw_face, draw_person
-from support.labels import FEMALE, AgeBins
+from support.config import DEMO
+from support.labels import AgeBins
 
 BLUE, ORANGE, GREEN, VIOLET, RED = "#2f6db3", "#d9822b", "#3b8f5a", "#7a57a8", "#b5364a"  # E, G, D_z, D_img, losses
 INK, GREY = "#222222", "#6b6b6b"
-AGE = 34  # years, of the drawn face
+FACE, AGE = "09_1F35.png", 35  # years
 WIDTH, HEIGHT = 16.0, 9.0  # of the drawing, in its own units
 
 
@@ -74,7 +74,7 @@ class Renderer:
 
 def draw(path: Path) -> None:
     random = np.random.default_rng(29)
-    face = draw_face(draw_person(random), AGE, FEMALE)
+    face = Image.open(DEMO / "faces" / FACE).convert("RGB")
     d = Renderer()
     middle = 5.0
 

@@ -27,9 +27,8 @@ import FaceAging
 import main
 from support import run
 from support.checkpoints import saved_checkpoints
-from support.draw_faces import draw_dataset
 from support.flags import PRECISIONS
-from tests.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS, make_faces
 
 EPOCHS = 8  # of 5 steps
 CHECKPOINT_SECONDS = 0.2
@@ -161,7 +160,7 @@ def live_and_die(save_dir: Path, precision: str, chance: random.Random, figures:
 def sweep(folder: Path, kills: int, precision: str, seed: int) -> Counter:
     """Kill runs in the folder until there were `kills`, then let the last one end. Raises AssertionError."""
     os.chdir(folder)
-    draw_dataset(Path("data/drawn"), number=60)
+    make_faces(Path("data/drawn"), number=60)
     straight = Life(folder / "straight", precision)
     straight.wait(lambda: False)
     assert "Done!" in straight.log.read_text(), straight.log.read_text()

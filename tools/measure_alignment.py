@@ -1,9 +1,9 @@
-"""Measure how well support/align.py finds faces; with `fit`, make the statistics it ships again.
+"""Measure how well support/alignment.py finds faces; with `fit`, make the statistics it ships again.
 
     python -m tools.measure_alignment data/UTKFace                  everything below but fit
     python -m tools.measure_alignment data/UTKFace scenes photos    of these only
 
-template  where the set's own faces have eyes, nose and mouth, and how far they spread: TEMPLATE of align.py
+template  where the set's own faces have eyes, nose and mouth, and how far they spread: TEMPLATE of alignment.py
 scenes    aligned faces set into larger canvases at known places, sizes and tilts: how many come back, and how near
 empty     images without a face, in all four quarter turns: how many faces are found in them
 photos    photos of public domain that scikit-image and matplotlib ship, turned, tilted, shrunk, stretched, in groups
@@ -26,8 +26,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from support import align
-from support.alignment import TEMPLATE, Found, apply, find_faces, looks_aligned, side_of, similarity
+from support import alignment
+from support.alignment import TEMPLATE, Detections, apply, find_faces, looks_aligned, side_of, similarity
 
 FITTED = 6000  # faces of the shuffled set: a half to fit, a half to set the threshold; the other measures use the rest
 FALSE_ALARMS = 0.002
@@ -96,7 +96,7 @@ def displacement(frame: np.ndarray, truth: np.ndarray, points: np.ndarray) -> fl
     return float(np.hypot(*(inside(frame, apply(truth, points)) - points).T).max())
 
 
-def matched(found: Found, truths: list[np.ndarray]) -> tuple[list[np.ndarray | None], int]:
+def matched(found: Detections, truths: list[np.ndarray]) -> tuple[list[np.ndarray | None], int]:
     """For each true frame the frame found nearest to it, or None, and how many others were found."""
     frames = [face.frame for face in found.faces]
     pairs: list[np.ndarray | None] = []
@@ -112,7 +112,7 @@ class Tally:
     def __init__(self) -> None:
         self.eyes, self.mouths, self.false, self.images = [], [], 0, 0
 
-    def add(self, found: Found, truths: list[np.ndarray]) -> None:
+    def add(self, found: Detections, truths: list[np.ndarray]) -> None:
         pairs, others = matched(found, truths)
         self.false += others
         self.images += 1
@@ -153,7 +153,7 @@ def measure_scenes(paths: list[Path], rng: np.random.Generator, sheet: Path | No
         seconds.append(time.process_time() - begin)
         tally.add(found, [truth])
         sure += [face.confidence for face in found.faces]
-        doubted += [] if found.faces else found.dropped
+        doubted += [] if found.faces else found.rejected
         crops += [np.asarray(Image.fromarray(face.image).resize((128, 128))) for face in found.faces]
     print(f"scenes: {tally}; {np.mean(seconds[1:]):.2f} s of CPU")
     print(f"scenes: the least sure of the found {min(sure):.1%}; missed because not believed {doubted}")
@@ -183,14 +183,12 @@ def empty_images(paths: list[Path], rng: np.random.Generator) -> Iterator[tuple[
 
 def measure_empty(paths: list[Path], rng: np.random.Generator) -> None:
     """Print how many faces are found where there are none, and how near to being believed anything comes."""
-    from support import finder
-
     kinds: dict[str, list[int]] = {}
     surest = 0.0
     for kind, image in empty_images(paths, rng):
         kinds.setdefault(kind, []).append(len(find_faces(image).faces))
-        points = np.concatenate([finder.find_points(image, quarters) for quarters in range(4)])
-        surest = max([surest, *(align._look_again(image, five, finder).confidence for five in points)])
+        points = np.concatenate([alignment.find_points(image, quarters) for quarters in range(4)])
+        surest = max([surest, *(alignment.refine(image, five).confidence for five in points)])
     for kind, counts in kinds.items():
         print(f"without a face: {kind:36} {sum(counts)} found in {len(counts)}")
     everything = sum(kinds.values(), [])
@@ -253,7 +251,7 @@ def measure_photos() -> None:
     for name in ("astronaut", "grace_hopper"):
         photo = shipped(name)
         found = find_faces(photo)
-        print(f"photos: {name:12} as it is: {len(found.faces)} found, {len(found.dropped)} not believed")
+        print(f"photos: {name:12} as it is: {len(found.faces)} found, {len(found.rejected)} not believed")
         points = found.faces[0].points
         members.append((photo, points))
         for kind, image, moved in changes(photo, points):
@@ -268,7 +266,7 @@ def measure_photos() -> None:
     for kind, tally in tallies.items():
         print(f"photos: {kind:40} {tally}")
     found = find_faces(shipped("camera"))
-    print(f"photos: camera, a man in profile: {len(found.faces)} found, not believed: {found.dropped}")
+    print(f"photos: camera, a man in profile: {len(found.faces)} found, not believed: {found.rejected}")
 
 
 def measure_time(paths: list[Path], rng: np.random.Generator) -> None:
@@ -332,10 +330,10 @@ def measure_doubts(paths: list[Path], rng: np.random.Generator) -> None:
 
 
 def fit(paths: list[Path], rng: np.random.Generator) -> np.ndarray:
-    """The discriminant of align.py, float16 [513], from half of the paths; its offset from the other half."""
+    """The discriminant of alignment.py, float16 [513], from half of the paths; its offset from the other half."""
 
     def inputs(image: Image.Image) -> np.ndarray:
-        return align.features(np.asarray(image))
+        return alignment.features(np.asarray(image))
 
     half = len(paths) // 2
     good = np.array([inputs(read(path)) for path in paths[:half]])
@@ -350,7 +348,7 @@ def fit(paths: list[Path], rng: np.random.Generator) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure support/align.py on UTKFace and on photos.")
+    parser = argparse.ArgumentParser(description="Measure support/alignment.py on UTKFace and on photos.")
     parser.add_argument("folder", type=Path, help="UTKFace's aligned faces")
     every = ("template", "scenes", "empty", "photos", "time", "doubts", "fit")
     parser.add_argument("measures", nargs="*", choices=[*every, []], help="all but fit where none is named")
@@ -370,7 +368,7 @@ def main() -> None:
         "photos": measure_photos,
         "time": lambda: measure_time(others, rng),
         "doubts": lambda: measure_doubts(others[: flags.many], rng),
-        "fit": lambda: np.save(align.DISCRIMINANT, fit([paths[i] for i in order[:FITTED]], rng)),
+        "fit": lambda: np.save(alignment.DISCRIMINANT, fit([paths[i] for i in order[:FITTED]], rng)),
     }
     for measure in flags.measures or every[:-1]:
         measures[measure]()

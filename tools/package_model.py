@@ -25,15 +25,14 @@ from PIL import Image
 
 import main
 from support import pictures
-from support.batches import split
+from support.batches import train_val_split
 from support.config import read_config
-from support.dataset import Face, find_dataset, list_faces, parse_name, picture_names
+from support.dataset import Face, find_dataset, image_names, list_faces
 from support.errors import InputError
 from support.files import atomic_write, write_json
 from support.flags import to_path, written
-from support.held_out import held_out_of
 from support.images import save_image
-from support.labels import FEMALE, MALE
+from support.labels import FEMALE, MALE, parse_name
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED
 from support.terminal import make_streams_safe
 
@@ -68,7 +67,7 @@ def faces_of(run: Path) -> tuple[list[Face], list[Face]]:
     config = read_config(run)
     training, seed = config["training"], config["model"]["seed"]
     faces = list_faces(find_dataset(training["dataset"]), training["unknown_gender"]).faces
-    return split(faces, seed)[0], held_out_of(config, faces, seed)
+    return train_val_split(faces, seed, config)[:2]
 
 
 def load_averaged(run: Path) -> FaceAging:
@@ -236,7 +235,7 @@ def at_every_age(model: FaceAging, image: np.ndarray, gender: int) -> np.ndarray
 
 def draw_pictures() -> None:
     model = FaceAging.load()
-    paths = [FACES / name for name in picture_names(FACES)]
+    paths = [FACES / name for name in image_names(FACES)]
     faces = [parse_name(path.name) for path in paths]
     images = np.stack([ops.load_image(path, model.size_image, model.num_input_channels) for path in paths])
     save_image(DEMO / "ages.png", at_every_age(model, images[SHOWN_LARGE - 1], faces[SHOWN_LARGE - 1][2]))

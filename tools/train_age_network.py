@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import epoch_order, split
+from support.batches import epoch_order, train_val_split
 from support.dataset import Face, find_dataset, list_faces
 from support.errors import InputError
-from support.images import BadPicture
+from support.images import BadImage
 from support.labels import FEMALE, AgeBins
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,7 +46,7 @@ def read(faces: list[Face]) -> tuple[np.ndarray, list[Face]]:
     def load(face: Face) -> np.ndarray | None:
         try:
             return ops.load_image(face.path, SIDE, 3)
-        except BadPicture as error:
+        except BadImage as error:
             print(f"Left out: {error}")
             return None
 
@@ -170,7 +170,7 @@ def train_recognition(argv: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     flags = parser.parse_args(argv)
     try:
-        training, held_out = split(list_faces(find_dataset("UTKFace", flags.data)).faces, SEED)
+        training, held_out, _ = train_val_split(list_faces(find_dataset("UTKFace", flags.data)).faces, SEED)
     except InputError as error:
         print(f"tools.train_age_network: {error}", file=sys.stderr)
         return 2

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import epoch_name
+from support.batches import epoch_name, train_val_split
 from support.config import read_config
 from support.errors import InputError
 from support.flags import parse_flags
-from support.held_out import split_off
 from support.images import save_image
 from support.labels import FEMALE, MALE
 from support.pictures import grid
@@ -67,7 +66,7 @@ def train(argv: list[str]) -> int:
             flags, given = parse_flags([*HALF, *argv])
         listing = main.find_faces(flags, given)
         model, faces = main.build(flags, listing), listing.faces
-        training, _, _ = split_off(faces, model.seed, model.save_dir, model.devices.log)
+        training = train_val_split(faces, model.seed, read_config(model.save_dir), lambda _: None).training
         model.load_checkpoint()
         while True:
             if model.batch == 0 and model.epoch > 1:

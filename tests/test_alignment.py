@@ -1,3 +1,6 @@
+"""Detection and alignment of faces, aligned data sets, and the test of alignment."""
+
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +11,30 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from support import align, finder
-from support.alignment import TEMPLATE, apply, find_faces, looks_aligned, sample, similarity
+import main
+from support import alignment
+from support.alignment import (
+    TEMPLATE,
+    align_dataset,
+    apply,
+    doubt_alignment,
+    find_faces,
+    looks_aligned,
+    sample,
+    similarity,
+)
+from support.dataset import list_faces
+from support.errors import InputError
+from tests.conftest import ROOT, TINY_FLAGS
 
-ROOT = Path(align.__file__).parents[1]
 SIDE = 160
+NAME = "54_1_0_2017010100000000{}.jpg"  # as in UTKFace
 BACKGROUND = (90, 120, 150)
 
 
 @pytest.fixture(scope="session")
 def portrait() -> Image.Image:
-    """A portrait of public domain that matplotlib ships: one face, 512 x 600 pixels."""
+    """A public-domain portrait included in matplotlib: one face, 512 x 600 pixels."""
     return Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
 
 
@@ -31,7 +47,7 @@ def points(portrait) -> np.ndarray:
 
 
 def drawn_face(side: int = SIDE) -> np.ndarray:
-    """An aligned face that is nobody's, uint8 [side, side, 3]: shaded ellipses where UTKFace has the features."""
+    """A drawn aligned face, uint8 [side, side, 3]: shaded ellipses where UTKFace has the features."""
     picture = Image.new("RGB", (4 * side, 4 * side), BACKGROUND)
     draw = ImageDraw.Draw(picture)
 
@@ -92,7 +108,7 @@ def test_a_shrunk_stretched_or_enlarged_face_is_found_in_its_place(portrait, poi
     assert displacement(face.frame, similarity(TEMPLATE, points * (across, down))) < 0.05
 
 
-def test_people_come_back_from_left_to_right_each_at_their_own_size_in_a_large_photo(portrait):
+def test_faces_are_returned_from_left_to_right_at_their_own_sizes(portrait):
     canvas = Image.new("RGB", (4000, 1500), BACKGROUND)
     for x, scale in ((100, 1.5), (1100, 0.3), (1800, 0.8), (2900, 2)):
         canvas.paste(portrait.resize((int(512 * scale), int(600 * scale))), (x, 100))
@@ -102,7 +118,7 @@ def test_people_come_back_from_left_to_right_each_at_their_own_size_in_a_large_p
     assert all(face.image.dtype == np.uint8 for face in faces)
 
 
-def test_a_face_that_fills_its_picture_is_found():
+def test_a_face_that_fills_its_image_is_found():
     assert len(find_faces(Image.fromarray(drawn_face())).faces) == 1
 
 
@@ -117,39 +133,39 @@ def test_a_photo_without_a_face_gives_none(size):
     assert find_faces(Image.fromarray(slope)) == ([], [])
 
 
-def test_a_face_found_twice_is_believed_once_and_said(portrait, points, monkeypatch):
-    monkeypatch.setattr(finder, "find_points", lambda photo, quarters: np.stack([points, points + 9]))
+def test_a_face_found_twice_is_returned_once_and_reported(portrait, points, monkeypatch):
+    monkeypatch.setattr(alignment, "find_points", lambda photo, quarters: np.stack([points, points + 9]))
     found = find_faces(portrait)
-    assert len(found.faces) == 1 and len(found.dropped) == 1
-    assert found.dropped[0].endswith("pixels wide: inside another face")
+    assert len(found.faces) == 1 and len(found.rejected) == 1
+    assert found.rejected[0].endswith("pixels wide: inside another face")
 
 
 @pytest.mark.parametrize(
     ("look", "doubt"),
     [
-        (lambda seen: (seen, 0.41), "only 41% sure to be a face"),
-        (lambda seen: (seen[[1, 0, 2, 4, 3]], 1.0), "eyes, nose and mouth are not where a face has them"),
-        (lambda seen: (seen[[3, 4, 2, 0, 1]], 1.0), "eyes, nose and mouth are not where a face has them"),
+        (lambda seen: (seen, 0.41), "confidence 41%"),
+        (lambda seen: (seen[[1, 0, 2, 4, 3]], 1.0), "eyes, nose and mouth are not placed as in a face"),
+        (lambda seen: (seen[[3, 4, 2, 0, 1]], 1.0), "eyes, nose and mouth are not placed as in a face"),
         (lambda seen: (1 - seen, 1.0), "unlike the training faces"),
     ],
     ids=["unsure", "left and right exchanged", "mouth above eyes", "on its head"],
 )
-def test_what_is_no_face_is_dropped_with_its_place_and_the_reason(portrait, points, monkeypatch, look, doubt):
-    monkeypatch.setattr(finder, "find_points", lambda photo, quarters: points[np.newaxis])
-    monkeypatch.setattr(finder, "look", lambda view: look(align.VIEW))
+def test_detections_that_are_no_faces_are_rejected_with_place_and_reason(portrait, points, monkeypatch, look, doubt):
+    monkeypatch.setattr(alignment, "find_points", lambda photo, quarters: points[np.newaxis])
+    monkeypatch.setattr(alignment, "run_onet", lambda view: look(alignment.VIEW))
     found = find_faces(portrait)
     assert found.faces == []
-    assert len(found.dropped) == 1 and found.dropped[0].startswith("at (2") and found.dropped[0].endswith(doubt)
+    assert len(found.rejected) == 1 and found.rejected[0].startswith("at (2") and found.rejected[0].endswith(doubt)
 
 
-def test_photos_of_any_size_are_searched_without_tracing_again(portrait):
+def test_photos_of_any_size_are_searched_without_retracing(portrait):
     for size in ((512, 600), (300, 200), (701, 333)):
         find_faces(portrait.resize(size))
-    assert finder._networks()[0].experimental_get_tracing_count() == 1
+    assert alignment._networks()[0].experimental_get_tracing_count() == 1
 
 
-def test_faces_are_found_in_full_precision_whatever_the_run_computes_in(portrait, points):
-    finder._networks.cache_clear()
+def test_detection_uses_float32_whatever_the_run_uses(portrait, points):
+    alignment._networks.cache_clear()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         (face,) = find_faces(portrait).faces
@@ -166,7 +182,7 @@ def test_a_similarity_is_recovered_and_never_reflects():
     assert np.linalg.det(similarity(TEMPLATE, TEMPLATE * (-1, 1))[:, :2]) > 0
 
 
-def test_what_lies_beyond_the_photo_repeats_its_edge():
+def test_the_edge_is_repeated_beyond_the_photo():
     photo = Image.fromarray(np.linspace(0, 250, 50).repeat(40 * 3).reshape(50, 40, 3).astype(np.uint8))
     crop = sample(photo, np.array([(60.0, 0, -30), (0, 60.0, 30)]), 60)
     assert np.array_equal(crop, crop[:, :1].repeat(60, axis=1))
@@ -174,17 +190,17 @@ def test_what_lies_beyond_the_photo_repeats_its_edge():
     assert np.allclose(crop[2:15], np.asarray(photo)[32:45, :1], atol=1)
 
 
-def test_a_crop_smaller_than_in_the_photo_is_not_aliased():
+def test_a_reduced_crop_is_not_aliased():
     stripes = np.zeros([512, 512, 3], np.uint8)
     stripes[:, ::2] = 255
     crop = sample(Image.fromarray(stripes), np.array([(300.0, -40, 90), (40, 300.0, 50)]), 40)
     assert np.abs(crop.astype(int) - 127).max() < 30
 
 
-def test_looking_for_alignment_needs_neither_tensorflow_nor_mtcnn():
+def test_testing_alignment_imports_neither_tensorflow_nor_mtcnn():
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['mtcnn'] = sys.modules['keras'] = None\n"
-        "import numpy; from support import align; align.looks_aligned(numpy.eye(64, dtype='u1'))"
+        "import numpy; from support import alignment; alignment.looks_aligned(numpy.eye(64, dtype='u1'))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
@@ -197,7 +213,7 @@ def test_an_aligned_face_looks_aligned_in_colour_and_in_grey():
     assert looks_aligned(grey[..., None])
 
 
-def test_the_faces_that_ship_look_aligned():
+def test_the_included_faces_look_aligned():
     doubted = [path.name for path in (ROOT / "demo/faces").iterdir() if not looks_aligned(np.asarray(Image.open(path)))]
     assert doubted == []
 
@@ -213,5 +229,87 @@ def test_the_faces_that_ship_look_aligned():
     ],
     ids=["on its side", "on its head", "off to a side", "small in a scene", "plain"],
 )
-def test_a_picture_far_from_an_aligned_face_is_told(picture):
+def test_images_far_from_an_aligned_face_are_recognized(picture):
     assert not looks_aligned(picture)
+
+
+def make_photos(folder, number, share, drawn_folder):
+    """A folder of photos, of which this share shows no aligned face, under names of people."""
+    folder.mkdir()
+    aligned = sorted((ROOT / "demo/faces").glob("*.png"))
+    for index in range(number):
+        source = Image.open(aligned[index % len(aligned)]).convert("RGB")
+        if index < share * number:  # the face small in the lower corner of a wall
+            wall = Image.new("RGB", (400, 300), (200, 190, 170))
+            wall.paste(source.resize((90, 90)), (20, 200))
+            source = wall
+        source.save(folder / f"{20 + index}_{index % 2}_0_20170116174525{index:03d}.jpg")
+    return list_faces(folder).faces
+
+
+def test_a_set_of_unaligned_photos_is_reported_with_share_and_names(tmp_path, drawn_folder):
+    said = doubt_alignment(make_photos(tmp_path / "photos", 20, 0.6, drawn_folder))
+    assert re.match(r"1[2-4] of 20 images sampled do not look like aligned faces, first ", said)
+    assert said.count(".jpg") == 3 and "\n" not in said
+
+
+def test_aligned_faces_are_not_reported(tmp_path, drawn_folder, faces):
+    assert doubt_alignment(make_photos(tmp_path / "photos", 20, 0.1, drawn_folder)) == ""
+    assert doubt_alignment(faces) == ""
+
+
+@pytest.fixture
+def photos(tmp_path, portrait, monkeypatch):
+    """The folder data/photos: two photos of a person, one of two people, and one without a face."""
+    portrait = portrait.resize((256, 300))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data/photos"
+    folder.mkdir(parents=True)
+    portrait.save(folder / NAME.format(1))
+    portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / NAME.format(2))
+    pair = Image.new("RGB", (512, 300))
+    pair.paste(portrait, (0, 0))
+    pair.paste(portrait, (256, 0))
+    pair.save(folder / NAME.format(3))
+    Image.new("RGB", (300, 200), "grey").save(folder / NAME.format(4))
+    return folder
+
+
+def test_a_set_of_photos_is_aligned_once_and_trained_on(photos, capsys):
+    flags = ["--dataset=photos", "--align=True", *TINY_FLAGS, "--batch_size=1", "--epoch=1"]
+    assert main.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "2 faces of 4 photos aligned in data/photos_aligned" in printed
+    assert "1 left out, several faces, first " + NAME.format(3) in printed
+    assert "1 left out, no face found, first " + NAME.format(4) in printed
+    aligned = list_faces(photos.parent / "photos_aligned").faces
+    assert [(face.age, face.gender) for face in aligned] == [(54, 1)] * 2
+    assert main.main(["--epoch=2"]) == 0  # the run remembers the aligned set
+    assert main.main(["--dataset=photos", "--align=True", "--epoch=3"]) == 0
+    assert "aligned in" not in capsys.readouterr().out
+
+
+def test_a_set_without_a_face_is_refused_and_leaves_nothing(photos):
+    for number in (1, 2, 3):
+        (photos / NAME.format(number)).unlink()
+    target = photos.parent / "photos_aligned"
+    with pytest.raises(InputError, match="no photo in .* shows one face"):
+        align_dataset(list_faces(photos), photos, target)
+    assert [path.name for path in photos.parent.iterdir()] == ["photos"]
+
+
+def test_a_run_continues_with_its_own_data_set(photos, capsys):
+    """--align of a later call means the photos of the run, whatever --dataset would be by default."""
+    assert main.main(["--dataset=photos/", "--align=True", *TINY_FLAGS, "--batch_size=1", "--epoch=1"]) == 0
+    for path in (photos.parent / "photos_aligned").iterdir():
+        path.unlink()
+    (photos.parent / "photos_aligned").rmdir()
+    assert main.main(["--align=True", "--epoch=2"]) == 0  # made again of the same photos
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos", "photos_aligned"]
+
+
+def test_a_run_without_alignment_is_not_aligned_later(workplace, capsys):
+    assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
+    capsys.readouterr()
+    assert main.main(["--align=True", "--epoch=2"]) == 2
+    assert "drawn without alignment: leave out --align" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from PIL import Image, ImageCms
 import main
 from ops import load_image
 from support import dataset, images
-from support.dataset import list_faces, picture_names
+from support.dataset import image_names, list_faces
 from support.errors import InputError
-from support.images import BadPicture, open_picture
+from support.images import BadImage, open_image, read_image
 
 ROOT = Path(main.__file__).parent
 SIZE = 32
@@ -69,7 +69,7 @@ PHONES_AND_BROWSERS = ["a.jfif", "a.jpe", "a.gif", "a.mpo", "a.avif", "a.jp2"]
 @pytest.mark.parametrize("name", PHONES_AND_BROWSERS)
 def test_phone_and_browser_formats_are_found_in_a_folder_and_read(tmp_path, name):
     path = saved(tmp_path / name, scene())
-    assert picture_names(tmp_path) == [name]
+    assert image_names(tmp_path) == [name]
     assert difference(load_image(path, SIZE, 3), expected(scene())) < 9  # a GIF has 256 colours
 
 
@@ -94,12 +94,12 @@ def test_heic_names_what_reads_it(tmp_path, capsys, monkeypatch):
     saved(tmp_path / "27_1_3_20170116174525125.jpg", scene())
     monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
     assert list_faces(tmp_path).skipped == [
-        ("25_1_3_20170116174525125.heic", "a HEIC picture: pip install pillow-heif"),
-        ("25_1_3_20170116174525125.jpg", "a HEIC picture: pip install pillow-heif"),
+        ("25_1_3_20170116174525125.heic", "a HEIC image: pip install pillow-heif"),
+        ("25_1_3_20170116174525125.jpg", "a HEIC image: pip install pillow-heif"),
         ("26_1_3_20170116174525125.cr2", "cr2 is not read: save it as JPEG or PNG"),
     ]
-    dataset.find_pictures([str(tmp_path)])
-    assert re.search("^Left out: .*heic: a HEIC picture: pip install pillow-heif$", capsys.readouterr().out, re.M)
+    dataset.find_images([str(tmp_path)])
+    assert re.search("^Left out: .*heic: a HEIC image: pip install pillow-heif$", capsys.readouterr().out, re.M)
     images.formats.cache_clear()
     images.suffixes.cache_clear()
 
@@ -108,7 +108,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     path = saved(tmp_path / "a.heic", scene())
-    assert picture_names(tmp_path) == ["a.heic"]
+    assert image_names(tmp_path) == ["a.heic"]
     assert difference(load_image(path, SIZE, 3), expected(scene())) < 4
 
 
@@ -200,7 +200,7 @@ def test_reasons_for_a_bad_picture_are_told_apart(tmp_path):
         os.mkfifo(tmp_path / "pipe.jpg")
         names["pipe.jpg"] = "no such file"
     for name, reason in names.items():
-        with pytest.raises(BadPicture) as error:
+        with pytest.raises(BadImage) as error:
             load_image(tmp_path / name, SIZE, 3)
         assert error.value.reason == reason and name in str(error.value)
 
@@ -218,7 +218,7 @@ def huge_png(width: int, height: int) -> bytes:
 def test_huge_pictures_are_refused_before_decoding(tmp_path, size):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
     began = time.monotonic()
-    with pytest.raises(BadPicture, match="huge.png: more than 128,000,000 pixels"):
+    with pytest.raises(BadImage, match="huge.png: more than 128,000,000 pixels"):
         load_image(tmp_path / "huge.png", SIZE, 3)
     assert time.monotonic() - began < 1
 
@@ -281,9 +281,9 @@ def test_colours_are_those_that_the_pictures_profile_says(tmp_path, mode):
 def test_a_truncated_picture_passes_its_header_and_fails_to_decode(tmp_path):
     path = saved(tmp_path / "cut.png", scene(300, 300))
     path.write_bytes(path.read_bytes()[:-300])
-    with open_picture(path) as image:
+    with open_image(path) as image:
         assert image.size == (300, 300)
-    with pytest.raises(BadPicture, match="cut.png: .*truncated"):
+    with pytest.raises(BadImage, match="cut.png: .*truncated"):
         load_image(path, SIZE, 3)
 
 
@@ -292,9 +292,9 @@ def test_pillows_warnings_do_not_reach_the_terminal(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-20])  # the tags lie at the end
     code = f"""import warnings, main
-from support.images import open_picture
+from support.images import open_image
 main.quiet()
-with open_picture({str(path)!r}) as image: image.load()"""
+with open_image({str(path)!r}) as image: image.load()"""
     noisy = code.replace("main.quiet()", "main.quiet(); warnings.simplefilter('always')")
     stderr = [
         subprocess.run([sys.executable, "-c", each], capture_output=True, cwd=ROOT).stderr for each in (code, noisy)
@@ -303,7 +303,7 @@ with open_picture({str(path)!r}) as image: image.load()"""
 
 
 def test_a_name_that_cannot_be_printed_is_named_escaped():
-    assert str(BadPicture("a\nb\udce9.jpg", "empty file")) == r"'a\nb\udce9.jpg': empty file"
+    assert str(BadImage("a\nb\udce9.jpg", "empty file")) == r"'a\nb\udce9.jpg': empty file"
 
 
 def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
@@ -364,3 +364,16 @@ def test_mutated_pictures_are_read_or_named(tmp_path, monkeypatch):
             named[path.name] = str(error)
         assert time.monotonic() - began < SECONDS_A_PICTURE, path.name
     assert 0.2 * MUTANTS < len(named) < 0.95 * MUTANTS  # the mutator neither spares nor ruins them all
+
+
+def test_an_error_contains_the_path_once(tmp_path, monkeypatch):
+    path = tmp_path / "20_0_0_20170116174525000.jpg"
+    Image.new("RGB", (9, 9)).save(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    assert str(caught.value) == f"{path}: Permission denied"

@@ -1,0 +1,223 @@
+"""Age bins and label vectors; labels from file names, folder names and tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.dataset import describe, list_faces
+from support.errors import InputError
+from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels, gender_numbers, parse_name
+from tests.conftest import make_image
+
+
+def test_default_bins_are_those_of_the_paper():
+    bins = AgeBins()
+    assert bins.bounds == AGE_BOUNDS and len(bins) == 10
+    assert bins.names == ["0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
+    assert bins.centres == [2.5, 8, 13, 18, 25.5, 35.5, 45.5, 55.5, 65.5, 78]
+
+
+def test_every_age_is_in_the_bin_with_its_range():
+    bins = AgeBins()
+    for age in range(121):
+        low, _, high = bins.names[bins.index([age])[0]].rstrip("+").partition("-")
+        assert int(low) <= age <= int(high or 120)
+
+
+def test_one_hot_labels_are_plus_and_minus_one():
+    labels = AgeBins((20, 40)).one_hot([20, 21, 41])
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+
+
+def test_interpolated_labels_equal_one_hots_at_centres():
+    bins = AgeBins()
+    assert np.allclose(bins.interpolated(bins.centres), np.eye(10) * 2 - 1)
+    assert np.allclose(bins.interpolated([0, 120]), bins.interpolated([2.5, 78]))
+    assert np.allclose(bins.interpolated([30.5])[0, [3, 4, 5, 6]], [-1, 0, 0, -1])
+    assert bins.interpolated([1.0]).dtype == np.float32
+
+
+def test_other_bounds_make_other_bins():
+    bins = AgeBins((30,))
+    assert bins.names == ["0-30", "31+"] and bins.centres == [15, 38]
+
+
+@pytest.mark.parametrize("bounds", [(), (0,), (120,), (5, 5), (10, 5), (5, 130), (-3, 5)])
+def test_bounds_that_do_not_increase_are_refused(bounds):
+    with pytest.raises(InputError, match="age bounds"):
+        AgeBins(bounds)
+
+
+def test_gender_labels_of_an_unknown_gender_are_zero():
+    labels = gender_labels([MALE, FEMALE, UNKNOWN])
+    assert labels.dtype == np.float32 and labels.tolist() == [[1, -1], [-1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("gender", [2, "girl", None, "femal", 0.5])
+def test_invalid_genders_are_refused(gender):
+    with pytest.raises(InputError, match=f"{gender!r} is not a gender: give 0 or 'male', 1 or 'female'"):
+        gender_labels([gender])
+
+
+def test_genders_may_be_words():
+    assert gender_numbers("female") == gender_numbers(["Female"]) == gender_numbers(1) == [FEMALE]
+    assert np.array_equal(gender_labels(["male", "f", "unknown"]), gender_labels([MALE, FEMALE, UNKNOWN]))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("25_1_3_20170116174525125.jpg.chip.jpg", ("UTKFace", 25, FEMALE)),
+        ("100_0_0_20170112213500903.jpg", ("UTKFace", 100, MALE)),
+        ("14_0_0_2017011022340900.jpg.chip.jpg", ("UTKFace", 14, MALE)),
+        ("55_0_0_20170116232725357jpg.chip.jpg", ("UTKFace", 55, MALE)),
+        ("24_0_1_20170116220224657 .jpg.chip.jpg", ("UTKFace", 24, MALE)),
+        ("001A02.JPG", ("FG-NET", 2, UNKNOWN)),
+        ("082a16.jpg", ("FG-NET", 16, UNKNOWN)),
+        ("010A07a.jpg", ("FG-NET", 7, UNKNOWN)),
+        ("010A07B.JPG", ("FG-NET", 7, UNKNOWN)),
+        ("009055_1M54.JPG", ("MORPH", 54, MALE)),
+        ("341532_00F21.jpg", ("MORPH", 21, FEMALE)),
+        ("009055_12m33.png", ("MORPH", 33, MALE)),
+        ("53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
+        ("14_Freddie_Highmore_Jr._0012.jpg", ("CACD", 14, UNKNOWN)),
+        ("30_Zoë_0003.png", ("CACD", 30, UNKNOWN)),
+        ("38_50_Cent_0004.jpg", ("CACD", 38, UNKNOWN)),
+        ("deep/er/53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
+        ("0_MariaCallas_35_f.jpg", ("AgeDB", 35, FEMALE)),
+        ("10004_ArmandAssante_101_m.jpg", ("AgeDB", 101, MALE)),
+        ("39_1_20170116174525125.jpg.chip.jpg", None),
+        ("61_1_20170109142408075.jpg.chip.jpg", None),
+        ("61_1_20170109150557335.jpg.chip.jpg", None),
+        ("25_2_3_20170116174525125.jpg", None),
+        ("25_1_7_20170116174525125.jpg", None),
+        ("001A2.JPG", None),
+        ("009055_1X54.JPG", None),
+        ("Robin_Williams_0001.jpg", None),
+        ("53_Robin_Williams.jpg", None),
+        ("holiday.jpg", None),
+    ],
+)
+def test_names_are_parsed_by_convention(name, said):
+    assert parse_name(name) == said
+
+
+def write_table(folder: Path, text: str | bytes) -> None:
+    for name in ["a.jpg", "sub/b.jpg", "001A02.JPG"]:
+        make_image(folder / name)
+    (folder / "labels.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("byte_order_mark", ["", "\ufeff"])
+def test_a_table_labels_any_file_and_adds_missing_genders(tmp_path, newline, byte_order_mark):
+    rows = ["file,age,gender", "a.jpg,30,Female", r"sub\b.jpg, 41 ,0", "", '"001A02.JPG",3,m']
+    write_table(tmp_path, byte_order_mark + newline.join(rows))
+    listing = list_faces(tmp_path)
+    assert [face[1:] for face in listing.faces] == [(3, MALE), (30, FEMALE), (41, MALE)]
+    assert listing.conventions == {"labels.csv": 3}
+
+
+@pytest.mark.parametrize(
+    ("gender", "read"),
+    [("0", MALE), ("1", FEMALE), ("m", MALE), ("F", FEMALE), ("male", MALE), ("FEMALE", FEMALE), ("", UNKNOWN)],
+)
+def test_genders_in_tables_have_several_spellings(tmp_path, gender, read):
+    write_table(tmp_path, f"file,age,gender\na.jpg,30,{gender}\n")
+    assert list_faces(tmp_path, unknown_gender=True).faces[1][1:] == (30, read)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 0: the columns are , not file,age,gender"),
+        ("file,years,gender\n", "line 1: the columns are file,years,gender, not file,age,gender"),
+        ("file,age,gender\na.jpg,3\n", "line 2: 2 columns, not file,age,gender"),
+        ("file,age,gender\na.jpg,3,m\nc,d.jpg,3,m\n", "line 3: 4 columns"),
+        ("file,age,gender\n\na.jpg,121,m\n", "line 3: age 121 is not a whole number within 0-120"),
+        ("file,age,gender\na.jpg,-1,m\n", "line 2: age -1 is not"),
+        ("file,age,gender\na.jpg,2.5,m\n", "line 2: age 2.5 is not"),
+        ("file,age,gender\na.jpg,,m\n", "line 2: age  is not"),
+        ("file,age,gender\na.jpg,30,x\n", "line 2: gender x is none of"),
+        ("file,age,gender\na.jpg,32-25,m\n", "line 2: age 32-25 is not .* nor a range"),
+        ("file,age,gender\na.jpg,30,m\na.jpg,31,m\n", "line 3: a.jpg has another label in an earlier row"),
+        ('file,age,gender\n"a.jpg,30,m\n', "line 2: unexpected end of data"),
+        (b"file,age,gender\n\xe9.jpg,30,m\n", ": not in UTF-8"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_line_and_reason(tmp_path, text, message):
+    write_table(tmp_path, text)
+    with pytest.raises(InputError, match=f"labels.csv.*{message}"):
+        list_faces(tmp_path, unknown_gender=True)
+
+
+EXCEL = "Name;Sex;Age;Photo;File\r\nAda;f;25,0;;a.jpg\r\nBob;1.0;41.0;;sub\\b.jpg\r\n;;;;\r\n"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        EXCEL,
+        "sep=;\r\n" + EXCEL,
+        EXCEL.replace(";", "\t"),
+        (EXCEL + ";;;;;;\r\n").replace("25,0", "25.0").encode("utf-16"),
+        "gender,image,age\nF,./a.jpg,25.\nWoman,sub/b.jpg,41\n",
+    ],
+    ids=["semicolons", "sep", "tabs", "utf-16", "another order"],
+)
+def test_tables_written_by_spreadsheets_are_read(tmp_path, table):
+    write_table(tmp_path, table if isinstance(table, bytes) else "\ufeff" + table)
+    assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(2, UNKNOWN), (25, FEMALE), (41, FEMALE)]
+
+
+def test_without_a_gender_column_the_name_gives_the_gender(tmp_path):
+    make_image(tmp_path / "009055_1M54.JPG")
+    write_table(tmp_path, "file,age\n009055_1M54.JPG,55\na.jpg,30\n")
+    assert [face[1:] for face in list_faces(tmp_path, True).faces[1:3]] == [(55, MALE), (30, UNKNOWN)]
+
+
+def test_age_ranges_become_their_middle_and_are_reported(tmp_path):
+    write_table(tmp_path, 'file,age,gender\na.jpg,"(25, 32)",f\nsub/b.jpg,(60, 100),m\n001A02.JPG,4-6,m\n')
+    listing = list_faces(tmp_path)
+    assert [face[1:] for face in listing.faces] == [(5, MALE), (28, FEMALE), (80, MALE)]
+    assert "labels.csv, the middle of a range of ages: 3 faces" in describe(listing, AgeBins())
+
+
+def test_rows_without_an_image_are_reported_and_the_others_read(tmp_path):
+    write_table(tmp_path, "file,age,gender\nz.jpg,30,m\na.jpg,30,m\n../a.jpg,3,m\n")
+    listing = list_faces(tmp_path, True)
+    assert [face[1:] for face in listing.faces] == [(2, UNKNOWN), (30, MALE)]
+    said = "2, a row of labels.csv without an image, first ../a.jpg (line 4), z.jpg (line 2)"
+    assert said in describe(listing, AgeBins())
+
+
+def test_accents_match_in_both_unicode_forms(tmp_path):
+    make_image(tmp_path / "Zoe\u0308.jpg")
+    write_table(tmp_path, "file,age,gender\nZo\u00eb.jpg,30,f\n")
+    assert (30, FEMALE) in [face[1:] for face in list_faces(tmp_path, True).faces]
+
+
+def test_all_wrong_rows_are_reported_at_once(tmp_path):
+    rows = ["file,age,gender", "a.jpg,old,m", "sub/b.jpg,30,m", "001A02.JPG,3,x", "a.jpg,3", *["b.jpg,?,m"] * 20]
+    write_table(tmp_path, "\n".join(rows))
+    with pytest.raises(InputError) as error:
+        list_faces(tmp_path, True)
+    for said in ("23 rows are wrong: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_named_by_age_label_images_without_other_labels(tmp_path):
+    for name in ["001/a.jpg", "female/(25, 32)/b.jpg", "30/male/c.jpg", "130/d.jpg", "e.jpg"]:
+        make_image(tmp_path / name)
+    listing = list_faces(tmp_path, True)
+    assert [face[1:] for face in listing.faces] == [(1, UNKNOWN), (30, MALE), (28, FEMALE)]
+    assert listing.conventions == {
+        "folders named by age": 2,
+        "folders named by age, the middle of a range of ages": 1,
+    }
+    assert listing.skipped == [("130/d.jpg", "age above 120"), ("e.jpg", "its name fits no convention")]
+    make_image(tmp_path / "30/25_1_3_20170116174525125.jpg")  # what is named as faces are, is labelled by that alone
+    assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(25, FEMALE)]
