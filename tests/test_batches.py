@@ -145,7 +145,8 @@ def test_more_than_one_in_ten_bad_ends_the_epoch_with_their_names(tmp_path):
 def test_a_process_that_fails_within_an_epoch_exits(tmp_path):
     make_numbered_faces(tmp_path, 40)
     code = f"""
-from tests.test_batches import AgeBins, BatchLoader, SMALL, list_faces, read
+from support.dataset import list_faces
+from tests.test_batches import AgeBins, BatchLoader, SMALL, read
 def train():
     for batch in BatchLoader(list_faces({str(tmp_path)!r}).faces, AgeBins(), read, **SMALL).of(1):
         raise MemoryError("the step failed")

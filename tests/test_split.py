@@ -110,7 +110,7 @@ def test_missing_held_out_faces_are_reported_and_refused_if_all_are(run, folder,
     status, measured, printed = evaluate(capsys)
     assert status == 0 and measured["overall"]["faces"] == 5
     assert (
-        f"1 of the 6 faces held out of the training are not in this data set, such as {Path(held_out[0].path).name}"
+        f"1 of the 6 faces held out of the training are not in this data set, first {Path(held_out[0].path).name}"
         in printed
     )
     for face in held_out[1:]:
