@@ -17,7 +17,7 @@ from support.errors import InputError, first_names
 from support.files import atomic_write
 from support.images import BadImage, fit_image, read_image
 from support.labels import COLUMNS, GENDER_NAMES, TABLE
-from support.terminal import progress, python
+from support.terminal import progress, python, silence
 
 # Eyes, nose and corners of the mouth in UTKFace's aligned images, the left one in the image first, in fractions of the
 # side: medians printed by `tools/measure_alignment.py template`.
@@ -171,11 +171,11 @@ def _tensorflow():
 @cache
 def _networks():
     """Return MTCNN's first network as a function traced once for images of every size, and the two other stages."""
-    tf = _tensorflow()
-    import keras
-
     try:
-        from mtcnn.stages import StageONet, StagePNet, StageRNet
+        with silence():  # TensorFlow logs while it is imported
+            tf = _tensorflow()
+            import keras
+            from mtcnn.stages import StageONet, StagePNet, StageRNet
     except ImportError as error:
         raise InputError(f"--align needs mtcnn: {python('-m', 'pip', 'install', 'mtcnn')} ({error})") from error
     policy = keras.config.dtype_policy()
@@ -281,7 +281,7 @@ def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
     Photos without a face are left out, and those with several, whose labels may belong to any of them; their numbers,
     reasons and first names are printed. Raises InputError if no face is left, or without mtcnn.
     """
-    _networks()
+    _networks()  # before any work
     partial = aligned.with_name(f".{aligned.name}.aligning")
     shutil.rmtree(partial, ignore_errors=True)  # the remains of a killed process
     rows, left_out = [], dict(listing.skipped)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image, ImageFilter
 
-from support.config import DEMO
 from support.labels import AgeBins
+from support.terminal import PROJECT
 
 BLUE, ORANGE, GREEN, VIOLET, RED = "#2f6db3", "#d9822b", "#3b8f5a", "#7a57a8", "#b5364a"  # E, G, D_z, D_img, losses
 INK, GREY = "#222222", "#6b6b6b"
@@ -74,7 +74,7 @@ class Renderer:
 
 def draw(path: Path) -> None:
     random = np.random.default_rng(29)
-    face = Image.open(DEMO / "faces" / FACE).convert("RGB")
+    face = Image.open(PROJECT / "demo" / "faces" / FACE).convert("RGB")
     d = Renderer()
     middle = 5.0
 

@@ -122,6 +122,8 @@ def load_quantized(path: str | Path, networks: Sequence) -> None:
         if any(value.shape != variable.shape for value, variable in zip(values, variables, strict=True)):
             raise ValueError("weights of another network")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a complete set of weights, install the program again: {reason(error)}") from error
+        raise InputError(
+            f"{path} is not a complete set of weights, install the program again: {reason(error)}"
+        ) from error
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
