@@ -7,12 +7,14 @@ How to do without: replace `fast_ops.` by `layers.` (for Adam `keras.optimizers.
 names and checkpoints stay the same.
 """
 
+import functools
 import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.eager import record
 
 # Widths of feature maps in pixels, measured in docs/performance.md.
 SMALL_MAP = 8  # up to 8 x 8 outputs the kernel's gradient is a matrix product, and the input's gradient runs in 3-D
@@ -150,7 +152,29 @@ def _apply_adam(optimizer, variable, state, gradient, learning_rate, beta_1: flo
     )
 
 
-@tf.custom_gradient
+def custom_gradient(function):
+    """Decorate a function of tensors that returns (result, gradient), as tf.custom_gradient does, without its leak.
+
+    tf.custom_gradient adds each gradient that it traces to a table that is never cleared. The gradient refers to its
+    graph, and so to the weights in it: every model that was loaded and used would keep 75 MB.
+    """
+
+    @functools.wraps(function)
+    def call(*inputs):
+        inputs = [tf.convert_to_tensor(x) for x in inputs]
+        with record.stop_recording():
+            result, gradient = function(*inputs)
+            # as in TensorFlow's decorator: without it the graph optimizer would fuse other operations
+            outputs = tf.identity_n([result, *inputs])
+        record.record_operation(
+            function.__name__, outputs, [result, *inputs], lambda upstream, *_: [None, *gradient(upstream)]
+        )
+        return outputs[0]
+
+    return call
+
+
+@custom_gradient
 def total_variation(images):
     """Returns the mean over images, float [N, H, W, C], of half the squared differences between neighbouring pixels.
 
@@ -168,7 +192,7 @@ def total_variation(images):
 
     def gradient(upstream):
         # TensorFlow's own gradient would keep five tensors as large as the images until the discriminator is through
-        return upstream / batch * (to_neighbours(rows, 1) / height + to_neighbours(columns, 2) / width)
+        return [upstream / batch * (to_neighbours(rows, 1) / height + to_neighbours(columns, 2) / width)]
 
     # l2_loss is half the sum of squares
     return (tf.nn.l2_loss(rows) / height + tf.nn.l2_loss(columns) / width) / batch, gradient
@@ -182,7 +206,7 @@ def _is_small(side: int) -> bool:
     return side <= SMALL_MAP and _on_cpu()
 
 
-@tf.custom_gradient
+@custom_gradient
 def _add_bias(inputs, bias):
     _, _, width, channels = inputs.shape
     if channels % 16:
@@ -217,7 +241,7 @@ def _add_bias(inputs, bias):
 # use all of it.
 
 
-@tf.custom_gradient
+@custom_gradient
 def _small_convolution(inputs, kernel):
     def gradient(upstream):
         # without this dependency the gather runs already in the forward pass, and its result is held (0.18 GB)
@@ -228,7 +252,7 @@ def _small_convolution(inputs, kernel):
     return _convolution(inputs, kernel), gradient
 
 
-@tf.custom_gradient
+@custom_gradient
 def _small_transposed_convolution(inputs, kernel):
     # the transpose of a convolution is that convolution's input gradient, and the other way round
     def gradient(upstream):

@@ -1,12 +1,17 @@
 """Layers and optimizer that compute in fewer passes, against Keras' own."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
+from FaceAging import FaceAging
 from support import fast_ops
+from tests.conftest import TINY
 
 
 def outputs_and_gradients(layer, inputs):
@@ -109,3 +114,24 @@ def test_adam_equals_keras():
             adam.apply([tf.constant(gradient)], [variable])
     assert np.abs(ours.numpy() - start).mean() > 1e-4
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_that_was_used_is_freed():
+    """tf.custom_gradient would keep each graph that it was traced in, with the weights of E and G."""
+    model = FaceAging(**TINY | {"size_image": 16})
+    model.age(np.zeros([1, 16, 16, 3], np.uint8), [30], [0])
+
+    labels = -tf.ones([1, 10]), tf.ones([1, 2])
+
+    @tf.function
+    def gradients(E, G):
+        with tf.GradientTape() as tape:
+            outputs = G([E(tf.ones([1, 16, 16, 3])), *labels])
+            loss = fast_ops.total_variation(outputs)
+        return tape.gradient(loss, E.trainable_weights)
+
+    gradients(model.E, model.G)
+    handles = [weakref.ref(network.weights[0].value.handle) for network in (model.E, model.G)]
+    del model, gradients
+    gc.collect()
+    assert [handle() for handle in handles] == [None, None]
