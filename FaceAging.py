@@ -326,9 +326,8 @@ class FaceAging(Hyperparameters):
         loss_weights: by the names of support.losses.TERMS; the learning rate is multiplied by decay_rate every 2
         epochs. Without use_trained_model, ten epochs with all weights 0 come first. init_model, "aging" or "paper",
         names an included model to start from instead of random weights. balance samples the age bins equally often;
-        flip mirrors half of the faces; cache keeps the decoded images in memory. `notes` are recorded in config.json
-        under "training". on_epoch_end is called with the model after each epoch, by rank 0 only, before the checkpoint
-        of that epoch.
+        flip mirrors half of the faces; cache keeps the decoded images in memory. config.json records `notes`. Rank 0
+        calls on_epoch_end with the model after each epoch, before its checkpoint.
 
         Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the current batch, save, and return the
         signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
@@ -339,10 +338,9 @@ class FaceAging(Hyperparameters):
         self.devices.make_deterministic()
         notes = {**(notes or {}), "faces": len(faces), "held_out": record, "labels": labels_digest(faces)}
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
-        weights = complete_weights(loss_weights)
-        for name in networks_of(weights):
+        schedule = Schedule(num_epochs, learning_rate, decay_rate, complete_weights(loss_weights))
+        for name in networks_of(schedule.loss_weights):
             self.add_network(name)
-        schedule = Schedule(num_epochs, learning_rate, decay_rate, weights)
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
             self._begin(num_epochs, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
@@ -351,8 +349,8 @@ class FaceAging(Hyperparameters):
             run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
             self._train_epochs(run, batches, held_out_batch, schedule, on_epoch_end)
         if self.devices.is_chief and not run.stop_signal:
-            done = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # the epochs of this run alone
-            run.draw("demo_train.gif", animate_training, map(epoch_name, done), self.size_image, self.bins.names)
+            epochs = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # those of this run
+            run.draw("demo_train.gif", animate_training, map(epoch_name, epochs), self.size_image, self.bins.names)
         return run.stop_signal
 
     def _train_epochs(self, run: Run, batches: BatchLoader, held_out, schedule: Schedule, on_epoch_end) -> None:

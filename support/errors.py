@@ -1,20 +1,20 @@
-"""Errors that a user can mend, and how they become one line; open it where a message reads badly."""
+"""The exception for invalid input, and helpers for one-line messages."""
 
 import re
 from collections.abc import Sequence
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used: one line that names the thing and the mend."""
+    """Invalid input; the message states in one line what is wrong and how to fix it."""
 
 
 def printable(name: str) -> str:
-    """Returns the name as any terminal can print it on one line."""
+    """Return the name with characters that are not printable escaped."""
     return name if name.isprintable() else ascii(name)
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of what went wrong, without the path and the node of a graph that errors have in them."""
+    """Return the first line of an error's message, without the file name and TensorFlow's graph node."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or error
     line = (str(text).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r"^\{\{.*?\}\} *", "", line)
