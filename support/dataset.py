@@ -166,10 +166,11 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as members:
         for member in tqdm(members.infolist(), f"Unpacking {archive}", delay=2, disable=None):
+            member.filename = member.filename.replace("\\", "/")  # as some programs on Windows write
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if packed on Windows
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError(f"it contains a link or a device, {printable(member.filename)}")
-            if ".." in PurePosixPath(member.filename.replace("\\", "/")).parts:
+            if ".." in PurePosixPath(member.filename).parts:
                 raise ValueError(f"{printable(member.filename)} is outside the folder")
             if member.flag_bits & 1:
                 raise ValueError("it has a password: unpack it by hand")
@@ -250,9 +251,10 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     if (folder / TABLE).is_file():
         listed, absent = read_table(folder / TABLE, names, labels)
         labels |= listed
-    labels = labels or {name: label for name in names if (label := parse_folders(name))}
+    labels = labels or parse_folders(names)
     skipped = {name: "its name fits no convention" for name in names if name not in labels}
     skipped |= {name: f"age above {OLDEST}" for name, label in labels.items() if label.age > OLDEST}
+    skipped |= {name: "age below 0" for name, label in labels.items() if label.age < 0}
     kept = [name for name in names if name not in skipped]
     bad = bad_headers(folder, kept)
     check_bad(bad, len(kept))

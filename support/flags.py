@@ -53,6 +53,11 @@ def place(text: str) -> str:
         return text
 
 
+def dataset_name(text: str) -> str:
+    """Return the name of a data set, which may be written data/NAME/."""
+    return Path(place(text)).as_posix().removeprefix("data/")
+
+
 def to_path(text: str) -> Path:
     return Path(place(text))
 
@@ -170,7 +175,7 @@ NUMBER = {"type": whole_number, "metavar": "N"}
 def _add_task(flag) -> None:
     flag("--is_train", **BOOL, default=True, help="True trains, False ages faces")
     flag("--epoch", **NUMBER, default=EPOCHS, help="total number of epochs, including those before a resume")
-    flag("--dataset", type=place, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
+    flag("--dataset", type=dataset_name, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
     flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="folder of the run")
     flag(
         "--evaluate",
@@ -294,6 +299,8 @@ def restore_flags(flags: argparse.Namespace, explicit: set[str], config: dict, f
         return
     recorded = {flag: config["model"][name] for flag, name in MODEL.items()}
     recorded |= {flag: config["training"][flag] for flag in TRAINING if flag in config["training"]}
+    if "dataset" in recorded:
+        recorded["dataset"] = dataset_name(recorded["dataset"])
     for flag, value in recorded.items():
         value = tuple(value) if isinstance(value, list) else value
         if flag in explicit and getattr(flags, flag) not in (value, "auto"):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.errors import InputError, printable
+from support.errors import InputError, first_names, printable
 
 AGE_BOUNDS = (5, 10, 15, 20, 30, 40, 50, 60, 70)  # the last age of each bin; the last bin is open
 OLDEST = 120  # years
@@ -22,25 +22,40 @@ GENDERS = {
     **dict.fromkeys(("1", "1.0", "f", "female", "woman"), FEMALE),
     **dict.fromkeys(("", "u", "unknown", "none", "nan"), UNKNOWN),
 }
-# Each pattern matches a file name without its suffix and captures the age and, if the convention has it, the gender.
+# Each pattern matches a file name without its suffix, for AFAD a path, and captures the age, or the birth date and the
+# year of the photo; and, if the convention has them, the gender and the person.
 CONVENTIONS = {
-    "UTKFace": re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_[0-4]_\d{8}.*"),
-    "FG-NET": re.compile(r"\d{3}a(?P<age>\d{2})[a-z]?", re.IGNORECASE),
-    "MORPH": re.compile(r"\d+_\d+(?P<gender>[mf])(?P<age>\d{2,3})", re.IGNORECASE),
-    "CACD": re.compile(r"(?P<age>\d{1,3})_.*[^\W\d_].*_\d{4}"),
-    "AgeDB": re.compile(r"\d+_.*[^\W\d_].*_(?P<age>\d{1,3})_(?P<gender>[mf])", re.IGNORECASE),
+    "UTKFace": r"(?P<age>\d{1,3})_(?P<gender>[01])_[0-4]_\d{8}.*",
+    "FG-NET": r"(?P<person>\d{3})a(?P<age>\d{2})[a-z]?",
+    "MORPH": r"(?P<person>\d+)_\d+(?P<gender>[mf])(?P<age>\d{2,3})",
+    "CACD": r"(?P<age>\d{1,3})_(?P<person>.*[^\W\d_].*)_\d{4}",
+    "AgeDB": r"\d+_(?P<person>.*[^\W\d_].*)_(?P<age>\d{1,3})_(?P<gender>[mf])",
+    "IMDB-WIKI": r"(?P<person>(?:nm)?\d+)(?:_rm\d+)?_(?P<born>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)_(?P<taken>\d{4})",
+    "All-Age-Faces": r"(?P<number>\d{5})a(?P<age>\d{2})",
+    "AFAD": r"(?:.*/)?(?P<age>\d{2})/(?P<gender>11[12])/\d+-\d+",  # folders of ages and of genders
 }
+CONVENTIONS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in CONVENTIONS.items()}
+AFAD_GENDERS = {"111": MALE, "112": FEMALE}
+FIRST_MALE = 7381  # number of the first man in All-Age-Faces
+IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?|gif))+$", re.IGNORECASE)
 FOLDERS = "folders named by age"  # the source of the labels where no file name and no table has any
 TABLE = "labels.csv"
 COLUMNS = ["file", "age", "gender"]
-# accepted names of the columns
+# accepted names of the columns, preferred ones first
 ALIASES = {
-    "file": ("file", "filename", "file name", "file_name", "image", "picture", "path"),
-    "age": ("age",),
+    "file": ("file", "filename", "file name", "file_name", "image", "image_name", "picture", "path"),
+    "age": ("age", "real_age"),
     "gender": ("gender", "sex"),
 }
 DELIMITERS = ",;\t"  # spreadsheets write semicolons in countries with a decimal comma
+NAMED_AGE = re.compile(r"ages?[ _-]?(\d{1,3})|(\d{1,3})[ _-]?(?:y|yo|yrs?|years?)(?:[ _-]old)?", re.IGNORECASE)
 RANGE = re.compile(r"[(\[]?\s*(\d{1,3})\s*(?:,|;|-|\N{EN DASH}|_|to)\s*(\d{1,3})\s*[)\]]?", re.IGNORECASE)
+OPEN_RANGE = re.compile(
+    r"(?:>=?|\N{GREATER-THAN OR EQUAL TO}|more than|over|above|older than)\s*(\d{1,3})"
+    r"|(\d{1,3})\s*(?:\+|(?:and|or) (?:over|above|older|more))",
+    re.IGNORECASE,
+)
+OPEN_YEARS = 8  # years added to the lower limit of an open range, as for the last age bin
 FROM_A_RANGE = ", the middle of a range of ages"  # appended to the source of a label
 ROWS_SHOWN = 10  # wrong rows listed in an error, beside their total
 
@@ -67,7 +82,7 @@ class AgeBins:
         lows = [0, *(bound + 1 for bound in bounds)]
         closed = list(zip(lows, self.bounds, strict=False))
         self.names = [f"{low}-{high}" for low, high in closed] + [f"{lows[-1]}+"]
-        self.centres = [(low + high) / 2 for low, high in closed] + [self.bounds[-1] + 8.0]  # in years
+        self.centres = [(low + high) / 2 for low, high in closed] + [self.bounds[-1] + float(OPEN_YEARS)]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,38 +123,86 @@ def gender_labels(genders: Sequence[int | str] | np.ndarray) -> np.ndarray:
     return np.where(genders == UNKNOWN, 0, np.where(genders == (MALE, FEMALE), 1, -1)).astype(np.float32)
 
 
-def parse_name(name: str) -> Label | None:
-    """Return the label in a file name, or None if the name fits no convention."""
-    stem = Path(name).stem
+def _match(name: str) -> tuple[str, dict[str, str]] | None:
+    """Return the convention of an image's path and the parts of its name, or None if it fits no convention."""
+    path = IMAGE_SUFFIXES.sub("", name.replace("\\", "/"))
     for convention, pattern in CONVENTIONS.items():
-        if match := pattern.fullmatch(stem):
-            groups = match.groupdict(default="")
-            return Label(convention, int(groups["age"]), GENDERS[groups.get("gender", "").lower()])
+        if match := pattern.fullmatch(path if convention == "AFAD" else path.rsplit("/", 1)[-1]):
+            return convention, match.groupdict()
     return None
 
 
-def parse_folders(name: str) -> Label | None:
-    """Return the label in the folder names of a path, or None if no folder is an age.
+def parse_name(name: str) -> Label | None:
+    """Return the label in the name of an image, for AFAD in its path, or None if it fits no convention."""
+    if not (match := _match(name)):
+        return None
+    convention, parts = match
+    if "born" in parts:  # the age on 1 July of the year of the photo
+        before_birthday = (int(parts["month"]), int(parts["day"])) > (7, 1)
+        return Label(convention, int(parts["taken"]) - int(parts["born"]) - before_birthday, UNKNOWN)
+    if "number" in parts:
+        gender = MALE if int(parts["number"]) >= FIRST_MALE else FEMALE
+    else:
+        gender = (GENDERS | AFAD_GENDERS)[parts.get("gender", "").lower()]
+    return Label(convention, int(parts["age"]), gender)
 
-    An age is a whole number of years or a range, such as 25/ or 20-29/; a gender is a word, such as female/.
+
+def parse_person(name: str) -> tuple[str, str] | None:
+    """Return the person in the name of an image, as (convention, name or number), or None if it has none."""
+    convention, parts = _match(name) or ("", {})
+    return (convention, parts["person"].lower()) if "person" in parts else None
+
+
+def parse_folders(names: Sequence[str]) -> dict[str, Label]:
+    """Return the labels in the folder names of images' paths, for those in a folder of an age.
+
+    An age is a whole number of years, 25 or age25, or a range, 20-29; a gender is a word, such as female. Raises
+    InputError if the numbers are not ages: zero-padded, above OLDEST, two in a path, or counted from 0 or 1.
     """
-    folders = Path(name).parts[-2::-1]  # the innermost first
-    found = next((age for folder in folders if (age := parse_age(folder))), None)
-    genders = (GENDERS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
-    gender = next((gender for gender in genders if gender != UNKNOWN), UNKNOWN)
-    return Label(FOLDERS + FROM_A_RANGE * found[1], found[0], gender) if found else None
+    labels, numbers = {}, set()
+    for name in names:
+        folders = name.split("/")[-2::-1]  # the innermost first
+        ages = [(folder, age) for folder in folders if (age := parse_age(folder))]
+        digits = [folder for folder in folders if folder.isdecimal()]
+        if len(ages) > 1 or len(digits) > 1:
+            _refuse_folders(f"{name} is in two of them")
+        numbers.update(digits)
+        if ages:
+            genders = (GENDERS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
+            gender = next((gender for gender in genders if gender != UNKNOWN), UNKNOWN)
+            age, from_range = ages[0][1]
+            labels[name] = Label(FOLDERS + FROM_A_RANGE * from_range, age, gender)
+    for folder in sorted(numbers):
+        if int(folder) > OLDEST:
+            _refuse_folders(f"{folder} is above {OLDEST}")
+        if folder != str(int(folder)):
+            _refuse_folders(f"{folder} is zero-padded")
+    counted = sorted(map(int, numbers))
+    if len(counted) > 1 and counted[0] <= 1 and counted == list(range(counted[0], counted[-1] + 1)):
+        _refuse_folders(f"they count from {counted[0]} to {counted[-1]} without a gap")
+    return labels
+
+
+def _refuse_folders(why: str) -> None:
+    raise InputError(
+        f"the folders' numbers do not look like ages, {why}: label the faces in {TABLE}, or rename folders that are "
+        "ages to age25 or 20-29"
+    )
 
 
 def parse_age(text: str) -> tuple[int, bool] | None:
-    """Return an age in years and whether it is the middle of a range such as (25, 32), or None if it is neither.
+    """Return an age in years and whether it is from a range such as (25, 32) or 70+, or None if it is neither.
 
-    25, 25.0 and 25,0 are whole years; a middle between two years is rounded down.
+    25, 25.0, 25,0, age25 and 25 years are whole years. A range becomes its middle, rounded down; an open range becomes
+    its limit plus OPEN_YEARS.
     """
     text = text.strip()
-    if whole := re.fullmatch(r"(\d{1,3})(?:[.,]0*)?", text):
-        return int(whole[1]), False
+    if whole := re.fullmatch(r"(\d{1,3})(?:[.,]0*)?", text) or NAMED_AGE.fullmatch(text):
+        return int(next(filter(None, whole.groups()))), False
     if (limits := RANGE.fullmatch(text)) and int(limits[1]) <= int(limits[2]):
         return (int(limits[1]) + int(limits[2])) // 2, True
+    if limit := OPEN_RANGE.fullmatch(text):
+        return int(next(filter(None, limit.groups()))) + OPEN_YEARS, True
     return None
 
 
@@ -147,37 +210,83 @@ def read_table(table: Path, names: Sequence[str], named: dict[str, Label]) -> tu
     """Return the labels by image, and the rows without an image, each with the reason.
 
     names: the images of the set; named: the labels in their names, used for the gender if the table has no such column.
-    Raises InputError with all wrong rows and their lines.
+    Raises InputError with all wrong rows and their lines, and if no row has an image.
     """
-    images = {unicodedata.normalize("NFC", name): name for name in names}  # macOS writes an accent as a second letter
-    labels, absent, wrong = {}, {}, []
+    rows, wrong = [], []
     for line, row in _rows(table):
         try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            name = row["file"].replace("\\", "/").removeprefix("./")
-            image = images.get(unicodedata.normalize("NFC", name))
-            age = parse_age(row["age"])
-            if not age or age[0] > OLDEST:
-                raise ValueError(f"age {printable(row['age'])} is not a whole number within 0-{OLDEST}, nor a range")
-            if "gender" not in row:
-                gender = named[image].gender if image in named else UNKNOWN
-            elif (gender := GENDERS.get(row["gender"].lower())) is None:
-                raise ValueError(f"gender {printable(row['gender'])} is none of 0, 1, m, f, male, female, nor empty")
-            label = Label(TABLE + FROM_A_RANGE * age[1], age[0], gender)
-            if labels.get(image, label) != label:
-                raise ValueError(f"{printable(name)} has another label in an earlier row")
-            if image:
-                labels[image] = label
-            else:
-                absent[f"{name} (line {line})"] = f"a row of {TABLE} without an image"
+            rows.append((line, *_read_row(row)))
         except ValueError as error:
             wrong.append(f"line {line}: {error}")
+    images = _match_rows([name for _, name, *_ in rows], names, table.parent.name)
+    labels, absent = {}, {}
+    for line, name, (age, from_range), gender in rows:
+        if not (image := images.get(name)):
+            absent[f"{name} (line {line})"] = f"a row of {TABLE} without an image"
+            continue
+        if gender is None:
+            gender = named[image].gender if image in named else UNKNOWN
+        label = Label(TABLE + FROM_A_RANGE * from_range, age, gender)
+        if labels.setdefault(image, label) != label:
+            wrong.append(f"line {line}: {printable(name)} has another label in an earlier row")
     if wrong:
         more = f"; and {len(wrong) - ROWS_SHOWN:,} more" if len(wrong) > ROWS_SHOWN else ""
-        rows = "row is" if len(wrong) == 1 else "rows are"
-        raise InputError(f"{table}: {len(wrong):,} {rows} wrong: {'; '.join(wrong[:ROWS_SHOWN])}{more}")
+        count = "row is" if len(wrong) == 1 else "rows are"
+        raise InputError(f"{table}: {len(wrong):,} {count} wrong: {'; '.join(wrong[:ROWS_SHOWN])}{more}")
+    if rows and not labels:
+        raise InputError(
+            f"{table}: {len(rows):,} rows name no image{first_names([name for _, name, *_ in rows], ', such as ', 1)}: "
+            f"their column {COLUMNS[0]} needs paths within the folder{first_names(names, ', such as ', 1)}"
+        )
     return labels, absent
+
+
+def _read_row(row: dict[str, str] | str) -> tuple[str, tuple[int, bool], int | None]:
+    """Return the path, the age (see `parse_age`) and the gender of a row, None without a column for it.
+
+    Raises ValueError with what is wrong.
+    """
+    if isinstance(row, str):
+        raise ValueError(row)
+    age, gender = parse_age(row["age"]), GENDERS.get(row.get("gender", "").lower())
+    if not age or age[0] > OLDEST:
+        raise ValueError(f"age {printable(row['age'])} is not a whole number within 0-{OLDEST}, nor a range")
+    if gender is None:
+        raise ValueError(f"gender {printable(row['gender'])} is none of 0, 1, m, f, male, female, nor empty")
+    return row["file"].replace("\\", "/").removeprefix("./"), age, gender if "gender" in row else None
+
+
+def _match_rows(rows: Sequence[str], names: Sequence[str], folder: str) -> dict[str, str]:
+    """Return the images that the rows of a table name, by row.
+
+    An exact match counts first. Of the other images a row may name one without its folder, without the suffix or with
+    another one, with other letter case, by an absolute path, or by one that begins with the data set's folder; if
+    that is unambiguous.
+    """
+    exact = {_plain(name): name for name in names}
+    found = {row: exact[_plain(row)] for row in rows if _plain(row) in exact}
+    taken, loose, rest = set(found.values()), {}, {}
+    for name in names:
+        if name not in taken:
+            for key in {_key(name), _key(name.rsplit("/", 1)[-1])}:
+                loose.setdefault(key, set()).add(name)
+    for row in rows:
+        if row not in found:
+            parts = row.split("/")
+            absolute = not parts[0] or parts[0].endswith(":")
+            starts = range(1, len(parts)) if absolute else (0, 1) if len(parts) > 1 and parts[0] == folder else (0,)
+            hits = (loose.get(_key("/".join(parts[start:])), ()) for start in starts)
+            if hit := next((hit for hit in hits if len(hit) == 1), None):
+                rest.setdefault(*hit, set()).add(row)
+    return found | {row: name for name, named in rest.items() for row in named if len(named) == 1}
+
+
+def _plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path)  # macOS writes an accent as a second letter
+
+
+def _key(path: str) -> str:
+    return IMAGE_SUFFIXES.sub("", _plain(path)).casefold()
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str] | str]]:

@@ -13,6 +13,7 @@ import pytest
 from support import dataset
 from support.dataset import describe, find_dataset, list_faces
 from support.errors import InputError
+from support.flags import MODEL, parse_flags, restore_flags
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
 from tests.conftest import ROOT, make_image, make_numbered_faces, refuse_to_list
 
@@ -146,6 +147,23 @@ def test_archive_of_a_folder_or_files_is_unpacked(tmp_path, top, suffix):
     pack(data / f"faces{suffix}", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
     assert find_dataset("faces", data) == data / "faces"
     assert files_in(data) == sorted([f"faces{suffix}", "faces/a.jpg", "faces/sub/b.jpg"])
+
+
+def test_a_zip_packed_with_backslashes_is_unpacked(tmp_path):
+    pack(tmp_path / "faces.zip", {"faces\\sub\\": b"", "faces\\sub\\a.jpg": b"1", "faces\\b.jpg": b"2"})
+    find_dataset("faces", tmp_path)
+    assert files_in(tmp_path / "faces") == ["b.jpg", "sub/a.jpg"]
+
+
+def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "data/faces.zip", {"a.jpg": b"1"})
+    for name in ("faces/", "./faces", "data/faces", "data/faces/"):
+        flags, explicit = parse_flags([f"--dataset={name}"])
+        assert find_dataset(flags.dataset) == Path("data/faces") and flags.dataset == "faces"
+        config = {"model": {name: getattr(flags, flag) for flag, name in MODEL.items()}, "training": {"dataset": name}}
+        restore_flags(flags, explicit, config, Path("save"))
+    assert find_dataset("faces/") == Path("data/faces")
 
 
 def test_macos_metadata_in_an_archive_is_ignored(tmp_path):

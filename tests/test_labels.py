@@ -1,5 +1,6 @@
 """Age bins and label vectors; labels from file names, folder names and tables."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,18 @@ import pytest
 
 from support.dataset import describe, list_faces
 from support.errors import InputError
-from support.labels import AGE_BOUNDS, FEMALE, MALE, UNKNOWN, AgeBins, gender_labels, gender_numbers, parse_name
+from support.labels import (
+    AGE_BOUNDS,
+    FEMALE,
+    MALE,
+    UNKNOWN,
+    AgeBins,
+    gender_labels,
+    gender_numbers,
+    parse_age,
+    parse_folders,
+    parse_name,
+)
 from tests.conftest import make_image
 
 
@@ -88,6 +100,15 @@ def test_genders_may_be_words():
         ("deep/er/53_Robin_Williams_0001.jpg", ("CACD", 53, UNKNOWN)),
         ("0_MariaCallas_35_f.jpg", ("AgeDB", 35, FEMALE)),
         ("10004_ArmandAssante_101_m.jpg", ("AgeDB", 101, MALE)),
+        ("001A02.JPG.png", ("FG-NET", 2, UNKNOWN)),
+        ("wiki_crop/83/15983_1994-05-05_2010.jpg", ("IMDB-WIKI", 16, UNKNOWN)),
+        ("nm0000001_rm124825600_1899-7-10_1968.jpg", ("IMDB-WIKI", 68, UNKNOWN)),
+        ("10049200_1891-00-00_1958.jpg", ("IMDB-WIKI", 67, UNKNOWN)),
+        ("00001A25.jpg", ("All-Age-Faces", 25, FEMALE)),
+        ("07381A02.jpg", ("All-Age-Faces", 2, MALE)),
+        ("AFAD-Full/26/112/1018-0.jpg", ("AFAD", 26, FEMALE)),
+        ("18/111/94-0.jpg", ("AFAD", 18, MALE)),
+        ("18/113/94-0.jpg", None),
         ("39_1_20170116174525125.jpg.chip.jpg", None),
         ("61_1_20170109142408075.jpg.chip.jpg", None),
         ("61_1_20170109150557335.jpg.chip.jpg", None),
@@ -210,14 +231,81 @@ def test_all_wrong_rows_are_reported_at_once(tmp_path):
 
 
 def test_folders_named_by_age_label_images_without_other_labels(tmp_path):
-    for name in ["001/a.jpg", "female/(25, 32)/b.jpg", "30/male/c.jpg", "130/d.jpg", "e.jpg"]:
+    for name in ["1/a.jpg", "female/(25, 32)/b.jpg", "30/male/c.jpg", "age 0/d.jpg", "60+/x.jpg", "e.jpg"]:
         make_image(tmp_path / name)
     listing = list_faces(tmp_path, True)
-    assert [face[1:] for face in listing.faces] == [(1, UNKNOWN), (30, MALE), (28, FEMALE)]
+    labels = [(1, UNKNOWN), (30, MALE), (68, UNKNOWN), (0, UNKNOWN), (28, FEMALE)]
+    assert [face[1:] for face in listing.faces] == labels
     assert listing.conventions == {
-        "folders named by age": 2,
-        "folders named by age, the middle of a range of ages": 1,
+        "folders named by age": 3,
+        "folders named by age, the middle of a range of ages": 2,
     }
-    assert listing.skipped == [("130/d.jpg", "age above 120"), ("e.jpg", "its name fits no convention")]
-    make_image(tmp_path / "30/25_1_3_20170116174525125.jpg")  # what is named as faces are, is labelled by that alone
+    assert listing.skipped == [("e.jpg", "its name fits no convention")]
+    make_image(tmp_path / "30/25_1_3_20170116174525125.jpg")  # labels in names take precedence over all folders
     assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(25, FEMALE)]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["male/001/x.jpg", "male/017/x.jpg"], "001 is zero-padded"),
+        ([f"{i:02}/x.jpg" for i in range(100)], "00 is zero-padded"),
+        ([f"{i}/x.jpg" for i in range(100)], "they count from 0 to 99 without a gap"),
+        (["1/x.jpg", "2/x.jpg"], "they count from 1 to 2 without a gap"),
+        (["30/x.jpg", "1734/x.jpg"], "1734 is above 120"),
+        (["26/113/x.jpg"], "26/113/x.jpg is in two of them"),
+        (["age26/7/x.jpg"], "age26/7/x.jpg is in two of them"),
+    ],
+)
+def test_folder_numbers_that_are_not_ages_are_refused_with_the_reason(names, reason):
+    with pytest.raises(InputError, match=f"do not look like ages, {re.escape(reason)}: .*labels.csv.* age25"):
+        parse_folders(names)
+
+
+def test_imdb_wiki_photos_with_impossible_dates_are_skipped(tmp_path):
+    for name in ["00/10_1994-05-05_2010.jpg", "00/11_2020-05-05_2010.jpg", "01/12_1800-05-05_2010.jpg"]:
+        make_image(tmp_path / name)
+    listing = list_faces(tmp_path, True)
+    assert [face.age for face in listing.faces] == [16]
+    assert [reason for _, reason in listing.skipped] == ["age below 0", "age above 120"]
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [("0-2", 1), ("more than 70", 78), ("60+", 68), (">65", 73), (">= 65", 73), ("80 and over", 88), ("45 years", 45)],
+)
+def test_ages_are_read_as_tables_of_data_sets_write_them(text, age):
+    assert parse_age(text)[0] == age
+
+
+def test_a_table_of_appa_real_is_read(tmp_path):
+    for name in ("train/000001.jpg", "valid/000002.jpg", "test/000003.jpg"):
+        make_image(tmp_path / name)
+    (tmp_path / "labels.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
+        "000001.jpg,36,5.05,1.2,4\n000002.jpg,38,23.8,2.1,18\n000003.jpg,38,23.8,2.1,20\n"
+    )
+    assert [face.age for face in list_faces(tmp_path, True).faces] == [20, 4, 18]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["sub/B.JPG", "sub/b", "b", "b.png", "/home/me/set/sub/b.jpg", r"C:\me\sub\b.jpg", "set/sub/b.jpg", "./sub/b.jpg"],
+)
+def test_rows_match_images_in_other_spellings(tmp_path, row):
+    write_table(tmp_path / "set", f"file,age,gender\n{row},41,f\n")
+    assert [face[1:] for face in list_faces(tmp_path / "set", True).faces] == [(2, UNKNOWN), (41, FEMALE)]
+
+
+@pytest.mark.parametrize("row", ["other/b.jpg", "c"])
+def test_rows_match_no_image_in_another_folder_or_with_several_candidates(tmp_path, row):
+    for name in ("sub/c.jpg", "c.png"):
+        make_image(tmp_path / name)
+    write_table(tmp_path, f"file,age,gender\na.jpg,30,f\n{row},41,f\n")
+    assert (41, FEMALE) not in [face[1:] for face in list_faces(tmp_path, True).faces]
+
+
+def test_a_table_that_matches_no_image_is_refused(tmp_path):
+    write_table(tmp_path, "file,age,gender\n" + "".join(f"p{i},30,f\n" for i in range(1, 31)))
+    with pytest.raises(InputError, match="labels.csv: 30 rows name no image, such as p1: .* such as 001A02.JPG"):
+        list_faces(tmp_path, True)
