@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import support  # noqa: F401, before keras and tensorflow: it sets environment variables that they read
+import support  # before keras and tensorflow: it sets environment variables that they read
 
 # isort: split
 import keras
@@ -43,6 +43,8 @@ from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_we
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.pretrained import DEFAULT_MODEL, fit_distribution, included_model, read_distribution, sample_distribution
 from support.run import Run, check_beginning, check_finite
+
+support.restore_environment()
 
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
@@ -226,7 +228,7 @@ class FaceAging(Hyperparameters):
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """An optimizer for each of `variables`, created at first use: aging does not need their memory."""
         for name in [name for name in self.variables if name not in self._optimizers]:
-            with tf.init_scope(), self.devices.strategy.scope():
+            with tf.init_scope(), self.devices.building(self.precision):
                 self._optimizers[name] = self._optimizer(name)
         return self._optimizers
 
@@ -525,11 +527,20 @@ class FaceAging(Hyperparameters):
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Return images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years and genders.
 
-        Genders are 0 or "male", 1 or "female". A single z, age or gender is repeated N times.
+        Genders are 0 or "male", 1 or "female". A single z, age or gender is repeated N times. Raises InputError for
+        other shapes, and for ages or z that are not finite.
         """
-        genders = gender_numbers(genders)
-        (count,) = np.broadcast_shapes(np.shape(z)[:1], np.shape(ages), np.shape(genders))
-        z = np.broadcast_to(np.asarray(z, np.float32), (count, self.num_z_channels))
+        z, genders = np.atleast_2d(np.asarray(z, np.float32)), gender_numbers(genders)
+        try:
+            (count,) = np.broadcast_shapes(z.shape[:-1], np.shape(ages), np.shape(genders))
+        except ValueError:
+            count = 0
+        if not count or z.shape[1:] != (self.num_z_channels,) or not np.isfinite(z).all():
+            raise InputError(
+                f"z is finite [N, {self.num_z_channels}] with N or one age and gender, not {list(z.shape)} with "
+                f"{np.size(ages)} ages and {len(genders)} genders"
+            )
+        z = np.broadcast_to(z, (count, self.num_z_channels))
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
         return ops.denormalize(self._images_of(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 

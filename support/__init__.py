@@ -1,18 +1,42 @@
-"""What carries main.py, FaceAging.py and ops.py and is not the paper: one trade a room; skip it at first.
-
-This file sets what TensorFlow and Keras read from the environment when they are imported: all that imports a room of
-this house before them computes the same whatever the user has set for other programs.
-"""
+"""Pins the environment variables that Keras and TensorFlow read on import; import it before them."""
 
 import os
 
-# Keras would take another backend, number type or order of axes from the user's environment or ~/.keras/keras.json
-os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["KERAS_HOME"] = os.devnull  # a folder that cannot be: no keras.json is found in it, and none is written
-for name in ("KERAS_NNX_ENABLED", "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
-    os.environ.pop(name, None)
+# Otherwise the user's environment or ~/.keras/keras.json could set another backend, number type or axis order.
+_PINNED = {
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_HOME": os.devnull,  # not a folder: no keras.json is found in it, and none is written
+    "KERAS_NNX_ENABLED": None,
+    "KERAS_MAX_EPOCHS": None,
+    "KERAS_MAX_STEPS_PER_EPOCH": None,
+}
 
-# TensorFlow leaves oneDNN off on CPUs without AVX-512 extensions: there a step takes 1.8 times as long
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_of_the_user = {name: os.environ.get(name) for name in _PINNED}
+_set(_PINNED)
+# TensorFlow disables oneDNN on CPUs without AVX-512 extensions: there a step would take 1.8 times as long
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# without it TensorFlow takes a GPU's whole memory at once
+# otherwise TensorFlow allocates all of a GPU's memory at once
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+
+def restore_environment() -> None:
+    """Restore the user's Keras variables, for child processes, and Keras' folder for downloads; call it after import.
+
+    Keras reads the variables only when it is imported.
+    """
+    from keras.src.backend import config
+
+    _set(_of_the_user)
+    if config.keras_home() == os.devnull:
+        home = os.path.expanduser("~")  # noqa: PTH111, as Keras does, which also works without a home folder
+        default = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")  # noqa: PTH118
+        config._KERAS_DIR = _of_the_user["KERAS_HOME"] or default

@@ -165,6 +165,12 @@ def translate_lost_workers() -> Iterator[None]:
         ) from error
 
 
+def _set_keras(policy, floatx: str, image_data_format: str) -> None:
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx(floatx)
+    keras.config.set_image_data_format(image_data_format)
+
+
 class Devices:
     """The devices of all workers as one: who this process is among them, and a step shared out over them.
 
@@ -186,14 +192,17 @@ class Devices:
 
     @contextlib.contextmanager
     def building(self, precision: str) -> Iterator[None]:
-        """Within it, Keras builds networks for these devices in a precision, which is a Keras dtype policy."""
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(precision)
+        """Build Keras networks within it on these devices, in a precision (a Keras dtype policy), channels last.
+
+        Keras' global settings are restored afterwards: a user's program may have its own.
+        """
+        settings = keras.config.dtype_policy(), keras.config.floatx(), keras.config.image_data_format()
+        _set_keras(precision, "float32", "channels_last")
         try:
             with self.strategy.scope(), translate_out_of_memory():
                 yield
         finally:
-            keras.config.set_dtype_policy(policy)
+            _set_keras(*settings)
 
     def seed(self, number: int) -> None:
         """Seed the global random generators of Python, NumPy and TensorFlow. Raises InputError for what is no seed."""

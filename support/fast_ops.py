@@ -21,6 +21,7 @@ SMALL_MAP = 8  # up to 8 x 8 outputs the kernel's gradient is a matrix product, 
 SMALLEST_MAP = 4  # up to 4 x 4 outputs the convolution itself and the input's gradient are matrix products too
 
 
+@keras.saving.register_keras_serializable("FaceAging")
 class Conv2D(layers.Conv2D):
     """Keras' convolution, in which small feature maps of stride 2 are convolved by matrix products on a CPU."""
 
@@ -36,6 +37,7 @@ class Conv2D(layers.Conv2D):
         return super().convolution_op(inputs, kernel)
 
 
+@keras.saving.register_keras_serializable("FaceAging")
 class Conv2DTranspose(layers.Conv2DTranspose):
     """Keras' transposed convolution, in which small feature maps are matrix products, and bias and ReLU one pass.
 
@@ -54,6 +56,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
         return self.activation(add_bias(outputs, bias))
 
 
+@keras.saving.register_keras_serializable("FaceAging")
 class BatchNormalization(layers.BatchNormalization):
     """Keras' batch normalisation without a scale, which normalises feature maps by one fused operation in training.
 

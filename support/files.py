@@ -1,107 +1,147 @@
-"""Files written whole or not at all, a folder locked for one process."""
+"""Atomic file writes, removal of temporary files, and a lock on a run's folder."""
 
+import contextlib
+import errno
 import json
 import os
 import platform
 import re
 import secrets
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from support.errors import InputError
 
-PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # what `atomic_write` calls a file until it is whole
-NAME_BYTES = 200  # the part of a file's name that is a photo's own: file systems take 255 bytes in all
+PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # names of `atomic_write`'s temporary files
+NAME_BYTES = 200  # the part of an output's name that comes from the photo; file systems allow 255 bytes in all
+REPLACE_SECONDS = 2  # for how long a file that another program keeps open, such as a virus scanner, is retried
+# what fsync of a folder raises on file systems without it: VirtualBox, SMB, some FUSE
+NO_FOLDER_SYNC = (errno.EIO, errno.EACCES, errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP)
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to; when the block ends, that file becomes `path`.
+    """Yield a temporary path beside `path`; after the block, the file written there replaces `path`.
 
-    Parent folders are made. The temporary name starts with ".partial-" and has the suffix of `path`, by which writers
-    know the format. After an error, KeyboardInterrupt too, it is gone and an earlier `path` is as it was.
-    Raises OSError where the folder cannot be written.
+    Parent folders are created. The temporary name has the suffix of `path`, from which writers infer the format. After
+    an error, KeyboardInterrupt included, the temporary file is removed and an earlier `path` is unchanged. Raises
+    OSError if the folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
-        # without this a power loss just after the move can leave an empty file under the final name
+        # without it, a power loss just after the replacement can leave an empty file under the final name
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
-        if error.errno:  # the error shall name the file that a user knows; that of a full disk names none
+        if error.errno:  # name the final file; the error of a full disk names none
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    deadline = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def remove(path: Path) -> None:
+    """Remove a temporary file; one that another program keeps open on Windows is left for the next run."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        path.unlink()
+
+
+def remove_temporaries(folder: Path, *subfolders: str) -> None:
+    """Remove the temporary files that a killed `atomic_write` left in the folder and in these subfolders."""
+    for part in (folder, *(folder / name for name in subfolders)):
+        for path in part.glob(".partial-*"):
+            if PARTIAL.fullmatch(path.name) and path.is_file():
+                remove(path)
 
 
 def shortened(name: str, most: int = NAME_BYTES) -> str:
-    """Returns the name, or as much of its beginning as `most` bytes hold: a letter may be four."""
+    """Return the longest beginning of the name that fits into `most` bytes."""
     while len(os.fsencode(name)) > most:
         name = name[:-1]
     return name
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write a dict as JSON that people can read."""
+    """Write a dict as indented JSON."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def remove_temporaries(folder: Path, *subfolders: str) -> None:
-    """Remove what a process that was killed within `atomic_write` left in the folder and in these below it."""
-    for part in (folder, *(folder / name for name in subfolders)):
-        for path in part.glob(".partial-*"):
-            if PARTIAL.fullmatch(path.name) and path.is_file():
-                path.unlink(missing_ok=True)
-
-
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files reach the disk itself."""
-    if os.name == "posix":  # Windows cannot open a folder
+    """Write a folder's entries to the disk, where the file system can: its files have been synchronised before."""
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
-@contextmanager
+def writable(folder: Path) -> bool:
+    """Return whether files can be created in the folder or, if it does not exist, in its nearest parent that does."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return True
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, for this process alone; the system lets go of it however the process ends.
+    """Create the folder if necessary and lock it for this process; the lock ends with the process at the latest.
 
-    The file `lock` in it says which process holds it. Raises InputError, with the other's host and process, where
-    another holds it, and where the folder's name is a file's. Prints a warning where the file system has no locks.
+    The file `lock` in it names the process. Raises InputError, with the other's host and process, if another process
+    has the lock, or if `folder` is a file. Prints a warning if the file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder} cannot be a folder, there is a file: give another --savedir") from error
+        raise InputError(f"{folder} is a file, not a folder: use another --savedir") from error
     path = folder / "lock"
-    path.open("ab").close()  # raises PermissionError where nothing may be written
-    with ExitStack() as stack:
+    path.open("ab").close()  # raises PermissionError if the folder cannot be written
+    with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
         except Timeout as error:
             raise InputError(
-                f"{folder} is being trained in by {_read_holder(path) or 'another process'}: "
-                "wait for it, or give another --savedir"
+                f"{folder} is in use by another training, {_read_holder(path) or 'an unknown process'}: "
+                "wait for its end, or use another --savedir"
             ) from error
         except OSError as error:  # on some network file systems
-            print(f"{folder} cannot be locked ({error.strerror}): do not train twice into it", file=sys.stderr)
+            print(f"{folder} cannot be locked ({error.strerror}): start only one training in it", file=sys.stderr)
         _write_holder(path)
         yield
 
 
-# Windows lets nobody read or write the first byte of a locked file: the holder's name begins after it.
+# Windows allows no access to the first byte of a locked file: the description of the process begins after it.
 
 
 def _write_holder(path: Path) -> None:

@@ -109,9 +109,7 @@ def read_image(path: str | Path) -> Image.Image:
         elif image.mode in ("I", "F"):
             raise BadImage(path, "32-bit pixels without a defined white")
         image = _to_srgb(_reduced(image))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return image.convert("RGB")
+        return _over_white(image).convert("RGB")
 
 
 def _reduction(image: Image.Image) -> int:
@@ -154,6 +152,12 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return image
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
 def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
     """Return the central square of an image, resized by Pillow's antialiased bilinear filter: uint8 [S, S, channels].
 
@@ -167,20 +171,20 @@ def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
 
 
 def fit_images(images: np.ndarray, size_image: int, channels: int) -> np.ndarray:
-    """Return images, uint8 [N, H, W, C] with C 1 or 3, each fitted to [S, S, channels] by `fit_image`.
+    """Return images, uint8 [N, H, W, C], each fitted to [S, S, channels] by `fit_image`.
 
-    Raises InputError for an array of another kind or an empty one.
+    C is 1 (grey), 3 (RGB) or 4 (RGBA, composited over white like files). Raises InputError for any other array.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise InputError(f"images are uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[3] not in (1, 3, 4):
+        raise InputError(f"images are uint8 [N, H, W, C] with C 1, 3 or 4, not {images.dtype} {list(images.shape)}")
     if images.shape[1:] == (size_image, size_image, channels):
         return images
-    return np.stack([fit_image(to_image(image), size_image, channels) for image in images])
+    return np.stack([fit_image(_over_white(to_image(image)), size_image, channels) for image in images])
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """Return an array, uint8 [H, W, C] with C 1 or 3, as a Pillow image."""
+    """Return an array, uint8 [H, W, C] with C 1, 3 or 4, as a Pillow image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 

@@ -98,8 +98,15 @@ class AgeBins:
     def interpolated(self, ages: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the labels used in aging: float32 [N, bins] in [-1, 1].
 
-        Linear between the bins' centres, where they equal the one-hot labels, and constant outside them.
+        Linear between the bins' centres, where they equal the one-hot labels, and constant outside them. Raises
+        InputError for ages that are not numbers.
         """
+        try:
+            ages = np.asarray(ages, float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"ages are numbers of years, not {ages!r}") from error
+        if not np.isfinite(ages).all():
+            raise InputError("ages are numbers of years, not NaN or infinite")
         weights = [np.interp(ages, self.centres, one_hot) for one_hot in np.eye(len(self))]
         return np.stack(weights, axis=-1).astype(np.float32) * 2 - 1
 
