@@ -46,8 +46,7 @@ def find_faces(flags: argparse.Namespace, explicit: set[str]) -> Listing:
         )
     photos = photos_name(flags.dataset) if flags.align else ""
     if photos and not Path("data", flags.dataset).is_dir():
-        folder = find_dataset(photos)
-        align_dataset(list_faces(folder, flags.unknown_gender), folder, Path("data", flags.dataset))
+        align_dataset(find_dataset(photos), Path("data", flags.dataset), flags.unknown_gender)
     listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
     if flags.use_init_model and not config:
         included = read_config(included_model(flags.pretrained))

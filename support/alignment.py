@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from support.dataset import Face, Listing
+from support.dataset import Face, exclusive, image_names, list_faces
 from support.errors import InputError, first_names
 from support.files import atomic_write
 from support.images import BadImage, fit_image, read_image
@@ -32,10 +32,9 @@ DISCRIMINANT = Path(__file__).parent / "pretrained" / "aligned_face.npy"  # floa
 SAMPLE = 100  # images, evenly spaced over a data set, whose alignment is tested
 SAMPLE_SIDE = 64  # pixels of these
 DOUBTFUL_SHARE = 0.2  # of a data set; 0.001 for UTKFace itself
+OUTCOMES = ".outcomes"  # of the photos of an alignment that is not complete
 ALIGNED = "_aligned"  # appended by --align True to the name of a data set of photos
-# Photos are searched at no more pixels a side than this, which bounds time and memory: the smallest face found, of 24
-# pixels there, has 48 pixels in a photo of 4,000.
-WORKING_SIDE = 2000
+WORKING_SIDE = 2000  # pixels of the longer side at which photos are searched, which bounds time and memory
 SMALLEST_FACE = 24
 PROPOSALS = 300  # at most, of one size and of all: gravel gives thousands, which the second network would all see
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
@@ -109,13 +108,14 @@ def find_points(photo: Image.Image, quarters: int) -> np.ndarray:
     of a turn; the left one in an upright face first.
     """
     pnet, rnet, onet = _networks()
+    import tensorflow as tf  # takes seconds: most uses of this module need no detection
     from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, upscale_bboxes
 
     reduced = max(1, max(photo.size) / WORKING_SIDE)
     working = _resize(photo, 1 / reduced)
     if quarters:
         working = working.transpose(TURNS[quarters - 1])
-    with _tensorflow().device(CPU):
+    with tf.device(CPU):
         boxes, scale = [np.empty((0, 6))], 12 / SMALLEST_FACE
         # the first network detects faces of 12 pixels, so the photo is reduced step by step
         while scale * min(working.size) >= 12:
@@ -138,8 +138,11 @@ def run_onet(view: np.ndarray) -> tuple[np.ndarray, float]:
 
     Of the view and its mirror image the points are averaged and the lower confidence is returned.
     """
-    with _tensorflow().device(CPU):
-        _, points, scores = _networks()[2].model(np.concatenate([_normalize(view), _normalize(view[:, ::-1])]))
+    *_, onet = _networks()
+    import tensorflow as tf
+
+    with tf.device(CPU):
+        _, points, scores = onet.model(np.concatenate([_normalize(view), _normalize(view[:, ::-1])]))
     upright, mirrored = points.numpy().reshape(2, 2, 5).swapaxes(1, 2)
     unmirrored = mirrored[[1, 0, 2, 4, 3]] * (-1, 1) + (1, 0)
     return (upright + unmirrored) / 2, float(scores[:, 1].numpy().min())
@@ -158,14 +161,9 @@ def _normalize(image) -> np.ndarray:
 
 def _strongest(boxes: np.ndarray, overlap: float) -> np.ndarray:
     """Return the indices of boxes, float [N, 6], not overlapped by stronger ones; mtcnn's own needs N * N numbers."""
-    suppressed = _tensorflow().image.non_max_suppression(boxes[:, 1:5], boxes[:, 5], PROPOSALS, overlap)
-    return suppressed.numpy()
+    import tensorflow as tf
 
-
-def _tensorflow():
-    import tensorflow  # takes seconds: most uses of this module need no detection
-
-    return tensorflow
+    return tf.image.non_max_suppression(boxes[:, 1:5], boxes[:, 5], PROPOSALS, overlap).numpy()
 
 
 @cache
@@ -173,8 +171,8 @@ def _networks():
     """Return MTCNN's first network as a function traced once for images of every size, and the two other stages."""
     try:
         with silence():  # TensorFlow logs while it is imported
-            tf = _tensorflow()
             import keras
+            import tensorflow as tf
             from mtcnn.stages import StageONet, StagePNet, StageRNet
     except ImportError as error:
         raise InputError(f"--align needs mtcnn: {python('-m', 'pip', 'install', 'mtcnn')} ({error})") from error
@@ -274,39 +272,78 @@ def photos_name(aligned: str) -> str:
     return aligned.removesuffix(ALIGNED)
 
 
-def align_dataset(listing: Listing, photos: Path, aligned: Path) -> None:
+def align_dataset(photos: Path, aligned: Path, unknown_gender: bool = False) -> None:
     """Find the face in every photo of a data set, and write the faces and their labels as the data set `aligned`.
 
-    It appears completely or not at all. A face has its photo's name followed by .png, and its labels in labels.csv.
-    Photos without a face are left out, and those with several, whose labels may belong to any of them; their numbers,
-    reasons and first names are printed. Raises InputError if no face is left, or without mtcnn.
+    It appears when it is complete; a stopped process leaves a hidden folder with which the next one continues, and one
+    process works at a time. A face has its photo's name followed by .png, and its labels in labels.csv. Photos without
+    a face are left out, and those with several, whose labels may belong to any of them; their numbers, reasons and
+    first names are printed. Raises InputError if no face is left, or without mtcnn.
     """
-    _networks()  # before any work
-    partial = aligned.with_name(f".{aligned.name}.aligning")
-    shutil.rmtree(partial, ignore_errors=True)  # the remains of a killed process
-    rows, left_out = [], dict(listing.skipped)
-    try:
-        for face in progress(listing.faces, f"Aligning {photos}", unit="photo"):
-            name = Path(face.path).relative_to(photos).as_posix()
-            try:
-                found = find_faces(read_image(face.path)).faces
-            except BadImage as error:
-                left_out[name] = error.reason
-                continue
-            if len(found) != 1:
-                left_out[name] = "several faces" if found else "no face found"
-                continue
-            with atomic_write(partial / f"{name}.png") as path:
-                Image.fromarray(found[0].image).save(path)
-            rows.append((f"{name}.png", face.age, GENDER_NAMES.get(face.gender, "")))
+    with exclusive(aligned, f"aligns {photos}"):
+        if aligned.is_dir():  # another process has aligned it meanwhile
+            return
+        listing = list_faces(photos, unknown_gender)
+        _networks()  # before any work
+        partial = aligned.with_name(f".{aligned.name}.aligning")
+        outcomes = _align_photos(listing.faces, photos, partial)
+        rows = [
+            (f"{name}.png", face.age, GENDER_NAMES.get(face.gender, ""))
+            for name, face in zip(outcomes, listing.faces, strict=True)
+            if not outcomes[name]
+        ]
+        left_out = dict(listing.skipped) | {name: reason for name, reason in outcomes.items() if reason}
         if not rows:
+            shutil.rmtree(partial)
             raise InputError(f"no photo in {photos} shows one face to train on{first_names(list(left_out))}")
+        for name in set(image_names(partial)).difference(row[0] for row in rows):  # of photos removed meanwhile
+            (partial / name).unlink()
         with (partial / TABLE).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *rows])
+        (partial / OUTCOMES).unlink()
         partial.rename(aligned)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{len(rows):,} faces of {len(rows) + len(left_out):,} photos aligned in {aligned}")
     for reason, count in Counter(left_out.values()).most_common():
         names = [name for name, why in left_out.items() if why == reason]
         print(f"  {count:,} left out, {reason}{first_names(names)}")
+
+
+def _align_photos(faces: Sequence[Face], photos: Path, partial: Path) -> dict[str, str]:
+    """Write the face of each photo to the folder `partial`; return the outcomes by photo: a reason, or "" for a face.
+
+    Photos whose outcome the folder records, and which have not changed since, are not searched again.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    outcomes, text = {}, {"encoding": "utf-8", "errors": "surrogateescape"}
+    with (partial / OUTCOMES).open("a+", **text) as file:
+        file.seek(0)
+        lines = file.read().split("\0")
+        # the last line is empty, or was cut off when a process ended
+        done = dict(line.rsplit("\t", 1) for line in lines[:-1] if line.count("\t") > 2)
+        file.write("\0" * bool(lines[-1]))
+        if done:
+            print(f"Continuing the alignment of {photos} after {len(done):,} photos", flush=True)
+        for face in progress(faces, f"Aligning {photos}", unit="photo"):
+            name = Path(face.path).relative_to(photos).as_posix()
+            path = partial / f"{name}.png"
+            state = Path(face.path).stat()
+            key = f"{name}\t{state.st_size}\t{state.st_mtime_ns}"
+            if key not in done or (not done[key] and not path.is_file()):
+                done[key] = _align_photo(face.path, path)
+                file.write(f"{key}\t{done[key]}\0")
+                file.flush()
+            outcomes[name] = done[key]
+    return outcomes
+
+
+def _align_photo(photo: str, path: Path) -> str:
+    """Write the only face of a photo as an image; return the reason if there is none, or ""."""
+    try:
+        found = find_faces(read_image(photo)).faces
+    except BadImage as error:
+        return error.reason
+    if len(found) != 1:
+        return "several faces" if found else "no face found"
+    with atomic_write(path) as temporary:
+        Image.fromarray(found[0].image).save(temporary)
+    return ""

@@ -1,5 +1,6 @@
 """Detection and alignment of faces, aligned data sets, and the test of alignment."""
 
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from support.alignment import (
 )
 from support.dataset import list_faces
 from support.errors import InputError
-from tests.conftest import ROOT, TINY_FLAGS
+from tests.conftest import ROOT, TINY_FLAGS, make_image
 
 SIDE = 160
 NAME = "54_1_0_2017010100000000{}.jpg"  # as in UTKFace
@@ -294,8 +295,8 @@ def test_a_set_without_a_face_is_refused_and_leaves_nothing(photos):
         (photos / NAME.format(number)).unlink()
     target = photos.parent / "photos_aligned"
     with pytest.raises(InputError, match="no photo in .* shows one face"):
-        align_dataset(list_faces(photos), photos, target)
-    assert [path.name for path in photos.parent.iterdir()] == ["photos"]
+        align_dataset(photos, target)
+    assert [path.name for path in photos.parent.iterdir() if path.suffix != ".lock"] == ["photos"]
 
 
 def test_a_run_continues_with_its_own_data_set(photos, capsys):
@@ -305,7 +306,8 @@ def test_a_run_continues_with_its_own_data_set(photos, capsys):
         path.unlink()
     (photos.parent / "photos_aligned").rmdir()
     assert main.main(["--align=True", "--epoch=2"]) == 0  # made again of the same photos
-    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos", "photos_aligned"]
+    names = {path.name for path in photos.parent.iterdir() if path.suffix != ".lock"}
+    assert names == {"photos", "photos_aligned"}
 
 
 def test_a_run_without_alignment_is_not_aligned_later(workplace, capsys):
@@ -313,3 +315,63 @@ def test_a_run_without_alignment_is_not_aligned_later(workplace, capsys):
     capsys.readouterr()
     assert main.main(["--align=True", "--epoch=2"]) == 2
     assert "drawn without alignment: leave out --align" in capsys.readouterr().err
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from support import alignment
+face = SimpleNamespace(image=np.zeros((8, 8, 3), np.uint8))
+alignment._networks = lambda: None
+def find_faces(photo):
+    time.sleep(0.02)
+    print("searched", flush=True)
+    return SimpleNamespace(faces=[face] * (photo.size[0] != 9))
+alignment.find_faces = find_faces
+alignment.align_dataset(Path("data/photos"), Path("data/photos_aligned"))
+"""
+
+
+def start_aligning(folder: Path) -> subprocess.Popen:
+    """Start a process that aligns data/photos, with a detection that takes 20 ms and finds nothing in one photo."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", SLOW], cwd=folder, env=environment, **output)
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    for i in range(60):
+        make_image(tmp_path / "data/photos" / f"{i}_0_0_20170101{i:09d}.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "data/photos" / "5_0_0_20170101000000005.png")
+    return tmp_path
+
+
+def test_two_processes_align_a_set_once(many_photos):
+    processes = [start_aligning(many_photos) for _ in range(2)]
+    printed = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(text.count("searched") for text in printed) == [0, 60]
+    assert sum("Waiting for another process, which aligns data/photos" in text for text in printed) == 1
+    assert len(list_faces(many_photos / "data/photos_aligned").faces) == 59
+
+
+def test_a_killed_alignment_continues_with_its_faces(many_photos):
+    process = start_aligning(many_photos)
+    for _ in range(20):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert not (many_photos / "data/photos_aligned").exists()
+    removed, changed = (many_photos / "data/photos" / f"{i}_0_0_20170101{i:09d}.png" for i in (0, 1))
+    removed.unlink()
+    make_image(changed, 7)
+    again = start_aligning(many_photos)
+    printed = again.communicate(timeout=60)[0]
+    assert again.returncode == 0 and "Continuing the alignment of data/photos after" in printed
+    assert 36 <= printed.count("searched") <= 42 and "58 faces of 59 photos aligned" in printed
+    aligned = many_photos / "data/photos_aligned"
+    assert len(list_faces(aligned).faces) == 58 and not (aligned / f"{removed.name}.png").exists()
+    assert sorted(path.name for path in aligned.iterdir() if path.suffix != ".png") == ["labels.csv"]

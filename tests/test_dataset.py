@@ -1,6 +1,7 @@
 """Data sets: unpacking archives, listing folders, and what is skipped or refused."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -164,6 +165,42 @@ def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
         config = {"model": {name: getattr(flags, flag) for flag, name in MODEL.items()}, "training": {"dataset": name}}
         restore_flags(flags, explicit, config, Path("save"))
     assert find_dataset("faces/") == Path("data/faces")
+
+
+def start_unpacking(folder: Path) -> subprocess.Popen:
+    """Start a process that unpacks data/faces, 2 ms a file."""
+    code = """
+import tarfile, time
+from support.dataset import find_dataset
+extract = tarfile.TarFile.extract
+def slow(*args, **kwargs):
+    time.sleep(0.002)
+    return extract(*args, **kwargs)
+tarfile.TarFile.extract = slow
+print("started", flush=True)
+find_dataset("faces")
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_processes_unpack_an_archive_once(tmp_path, killed):
+    pack(tmp_path / "data/faces.tar.gz", {f"{i}.jpg": b"1" for i in range(400)})
+    first = start_unpacking(tmp_path)
+    partial = tmp_path / "data/.faces.unpacking"
+    while not partial.exists() or len(list(partial.iterdir())) < 20:
+        assert first.poll() is None
+    second = start_unpacking(tmp_path)
+    assert second.stdout.readline() == "started\n"
+    assert second.stdout.readline() == "Waiting for another process, which unpacks data/faces.tar.gz\n"
+    if killed:
+        first.kill()
+    assert first.wait(60) == (-9 if killed else 0) and second.wait(60) == 0
+    assert len(files_in(tmp_path / "data/faces")) == 400
+    assert files_in(tmp_path / "data") == sorted(["faces.tar.gz", *(f"faces/{i}.jpg" for i in range(400))])
 
 
 def test_macos_metadata_in_an_archive_is_ignored(tmp_path):
