@@ -32,7 +32,16 @@ from support.batches import (
     read_parts,
     train_val_split,
 )
-from support.config import EPOCHS, LEARNING_RATE, Hyperparameters, count_layers, read_config, write_config
+from support.config import (
+    EPOCHS,
+    LEARNING_RATE,
+    OPTIMIZERS,
+    SCHEDULES,
+    Hyperparameters,
+    count_layers,
+    read_config,
+    write_config,
+)
 from support.dataset import Face, TooManyBad
 from support.devices import Devices
 from support.errors import InputError, printable
@@ -49,6 +58,7 @@ support.restore_environment()
 D_Z_LENGTHS = (64, 32, 16)  # hidden layers of the discriminator on z
 D_IMG_CHANNELS = (16, 32, 64, 128)  # convolutions of the discriminator on images
 D_IMG_FC_LENGTH = 1024
+MUON_RATE = 3  # the learning rate of E and G under Muon relative to that of the networks that use Adam
 CHECKPOINT_EPOCHS = 5  # epochs from one checkpoint to the next
 
 
@@ -99,16 +109,29 @@ def status_line(losses: Mapping[str, float]) -> str:
 
 
 class Schedule(NamedTuple):
-    """The length of a training, its learning rate, and the loss weights by name."""
+    """The length of a training, its learning rate, and the loss weights by name, at every position of training.
+
+    `course`, one of SCHEDULES, depends on the position relative to num_epochs: if a run is resumed for more epochs, the
+    learning rate continues on the longer course, from where this is after the epochs done.
+    """
 
     num_epochs: int
     learning_rate: float
     decay_rate: float  # multiplies the learning rate every 2 epochs
+    course: str
     loss_weights: Mapping[str, float]
 
     def rate(self, epochs: float) -> float:
-        """Return the learning rate after this number of epochs, negative in pre-training."""
-        return self.learning_rate * self.decay_rate ** (int(max(epochs, 0)) // 2)
+        """Return the learning rate of E and G after this number of epochs, negative in pre-training."""
+        epochs = max(epochs, 0)
+        factor = SCHEDULES[self.course](min(1, epochs / self.num_epochs))
+        return self.learning_rate * self.decay_rate ** (int(epochs) // 2) * factor
+
+    def weights(self, epochs: float) -> dict[str, tf.Tensor]:
+        """Return the loss weights after this number of epochs; pre-training has no adversarial losses."""
+        position = epochs / self.num_epochs
+        weights = {name: w if position >= TERMS[name].start else 0 for name, w in self.loss_weights.items()}
+        return {name: tf.constant(weight, tf.float32) for name, weight in weights.items()}
 
 
 @dataclasses.dataclass(eq=False)
@@ -150,6 +173,7 @@ class FaceAging(Hyperparameters):
             "D_z": self.D_z.trainable_variables,
             "D_img": self.D_img.trainable_variables,
         }
+        self.optimizer = None  # of E and G, one of OPTIMIZERS: fixed by `train`, or by the run that is loaded
         self._optimizers = {}
         # the position of training: the next epoch and batch; step counts all batches
         self.epoch = tf.Variable(1, dtype=tf.int64, trainable=False)
@@ -237,7 +261,12 @@ class FaceAging(Hyperparameters):
         # keep the op order, and so the results, bit-reproducible
         number = ["EG", "D_z", "D_img", *AUXILIARY_NETWORKS].index(name)
         # beta1 is the paper's (section 4.1); epsilon is TensorFlow 1's default, as in the reference program
-        optimizer = fast_ops.Adam(beta_1=0.5, epsilon=1e-8, name=f"adam_{number}" if number else "adam")
+        settings = {"beta_1": 0.5, "epsilon": 1e-8}
+        self.optimizer = self.optimizer or "adam"
+        if name == "EG" and self.optimizer == "muon":
+            optimizer = fast_ops.Muon(**settings, bfloat16=self.precision == "mixed_bfloat16")
+        else:
+            optimizer = fast_ops.Adam(**settings, name=f"adam_{number}" if number else "adam")
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(self.variables[name])
@@ -290,7 +319,7 @@ class FaceAging(Hyperparameters):
             out = self.forward(images, ages, genders, z_prior)
             losses = paper_losses(images, out)
             seed = tf.stack([self.seed % 2**31, tf.cast(self.step, tf.int32)])
-            step = Step(self.networks, images, ages, genders, out, seed)
+            step = Step(self.networks, images, ages, genders, out, seed, loss_weights)
             for name in loss_weights:
                 if compute := TERMS[name].compute:
                     losses |= compute(step)
@@ -320,43 +349,48 @@ class FaceAging(Hyperparameters):
         balance: bool = False,
         flip: bool = False,
         cache: bool = False,
+        optimizer: str = "adam",
+        schedule: str = "constant",
         notes: Mapping | None = None,
         on_epoch_end: Callable[["FaceAging"], None] | None = None,
     ) -> int | None:
         """Train on `faces` until `num_epochs` epochs are done, resuming from the checkpoint in save_dir if it has one.
 
-        loss_weights: by the names of support.losses.TERMS; the learning rate is multiplied by decay_rate every 2
-        epochs. Without use_trained_model, ten epochs with all weights 0 come first. init_model, "aging" or "paper",
-        names an included model to start from instead of random weights. balance samples the age bins equally often;
-        flip mirrors half of the faces; cache keeps the decoded images in memory. config.json records `notes`. Rank 0
-        calls on_epoch_end with the model after each epoch, before its checkpoint.
+        loss_weights: by the names of support.losses.TERMS. optimizer: that of E and G. The learning rate follows
+        `schedule` over all epochs, times decay_rate every 2. Without use_trained_model, ten epochs with all weights 0
+        come first. init_model names an included model to start from. balance samples the age bins equally often; flip
+        mirrors half of the faces; cache keeps decoded images. config.json records `notes`. on_epoch_end gets the model.
 
         Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the current batch, save, and return the
         signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
         finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
         """
+        self._choose_optimizer(optimizer)
         training, held_out, record = train_val_split(faces, self.seed, read_config(self.save_dir), self.devices.log)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
         notes = {**(notes or {}), "faces": len(faces), "held_out": record, "labels": labels_digest(faces)}
+        notes["optimizer"] = optimizer
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
-        schedule = Schedule(num_epochs, learning_rate, decay_rate, complete_weights(loss_weights))
-        for name in networks_of(schedule.loss_weights):
-            self.add_network(name)
+        plan = Schedule(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
-            self._begin(num_epochs, use_trained_model, init_model)
-            self.devices.check_agreement(self.config, int(self.step), training, schedule, balance, flip)
+            self._begin(plan, use_trained_model, init_model)
+            self.devices.check_agreement(self.config, int(self.step), training, plan, balance, flip)
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.log)
             run.open(self.config, notes, int(self.step))
-            run.draw("test/input.png", save_image, grid(held_out_batch[0][:IN_A_ROW]))
-            self._train_epochs(run, batches, held_out_batch, schedule, on_epoch_end)
+            self._train_epochs(run, batches, held_out_batch, plan, on_epoch_end)
         if self.devices.is_chief and not run.stop_signal:
-            epochs = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # those of this run
-            run.draw("demo_train.gif", animate_training, map(epoch_name, epochs), self.size_image, self.bins.names)
+            self._draw_film(run, self.step // len(batches))
         return run.stop_signal
+
+    def _draw_film(self, run: Run, epochs: int) -> None:
+        """Draw the sheets of the last epochs, those of this run, as demo_train.gif."""
+        names = map(epoch_name, range(int(self.epoch - epochs), int(self.epoch)))
+        run.draw("demo_train.gif", animate_training, names, self.size_image, self.bins.names)
 
     def _train_epochs(self, run: Run, batches: BatchLoader, held_out, schedule: Schedule, on_epoch_end) -> None:
         """Train from the current position until schedule.num_epochs epochs are done or run.stop_signal is set."""
+        run.draw("test/input.png", save_image, grid(held_out[0][:IN_A_ROW]))
         for epoch in range(int(self.epoch), schedule.num_epochs + 1):
             if not self._train_epoch(run, batches, epoch, schedule):
                 return
@@ -372,15 +406,14 @@ class FaceAging(Hyperparameters):
 
     def _train_epoch(self, run: Run, batches: BatchLoader, epoch: int, schedule: Schedule) -> bool:
         """Train on the remaining batches of an epoch; return False if a signal stopped it before the last one."""
-        # pre-training, epochs -9 to 0, has no adversarial losses
-        weights = {name: tf.constant(w if epoch > 0 else 0, tf.float32) for name, w in schedule.loss_weights.items()}
         first = int(self.batch)
         loaded = batches.of(epoch, first, int(self.step))
         title = f"Epoch {epoch_name(epoch)}/{epoch_name(schedule.num_epochs)}"
         try:
             for batch in run.progress(loaded, title, first, len(batches)):
-                rate = self._set_learning_rates(schedule.rate(epoch - 1 + int(self.batch) / len(batches)))
-                losses, out = self.train_step(*batch, weights)
+                epochs = epoch - 1 + int(self.batch) / len(batches)
+                rate = self._set_learning_rates(schedule.rate(epochs))
+                losses, out = self.train_step(*batch, schedule.weights(epochs))
                 self.step.assign_add(1)
                 self.batch.assign_add(1)
                 done = int(self.batch) / len(batches)
@@ -398,8 +431,10 @@ class FaceAging(Hyperparameters):
 
     def _set_learning_rates(self, rate: float) -> float:
         for name, optimizer in self.optimizers.items():
-            auxiliary = AUXILIARY_NETWORKS.get(name)
-            optimizer.learning_rate.assign(rate * (auxiliary.rate if auxiliary else 1))
+            relative = AUXILIARY_NETWORKS[name].rate if name in AUXILIARY_NETWORKS else 1
+            if self.optimizer == "muon" and name != "EG":
+                relative /= MUON_RATE
+            optimizer.learning_rate.assign(rate * relative)
         return rate
 
     def _batches(self, faces: Sequence[Face], balance: bool, flip: bool, cache: bool) -> BatchLoader:
@@ -413,11 +448,24 @@ class FaceAging(Hyperparameters):
     def _load_image(self, path: str) -> np.ndarray:
         return ops.load_image(path, self.size_image, self.num_input_channels)
 
-    def _begin(self, num_epochs: int, use_trained_model: bool, init_model: str | None) -> None:
+    def _choose_optimizer(self, optimizer: str) -> None:
+        """Have E and G train with this optimizer. Raises InputError if the run or the precision does not permit it."""
+        if optimizer not in OPTIMIZERS:
+            raise InputError(f"no optimizer is named {optimizer}: the names are {', '.join(OPTIMIZERS)}")
+        if optimizer == "muon" and self.precision == "mixed_float16":
+            raise InputError("muon does not train in mixed_float16: use --precision mixed_bfloat16 or float32")
+        before = self.optimizer or read_config(self.save_dir).get("training", {}).get("optimizer", optimizer)
+        if before != optimizer:
+            raise InputError(f"the run in {self.save_dir} was made with {before}, not {optimizer}: use {before}")
+        self.optimizer = optimizer
+
+    def _begin(self, plan: Schedule, use_trained_model: bool, init_model: str | None) -> None:
         """Restore or initialise networks, optimizers, epoch and step."""
+        for name in networks_of(plan.loss_weights):
+            self.add_network(name)
         if self.load_checkpoint():
-            if self.epoch > num_epochs:
-                self.devices.log(f"All {num_epochs} epochs are done")
+            if self.epoch > plan.num_epochs:
+                self.devices.log(f"All {plan.num_epochs} epochs are done")
                 return
             self.devices.log(f"Resuming at epoch {epoch_name(int(self.epoch))} after step {int(self.step)}")
         else:
@@ -463,6 +511,7 @@ class FaceAging(Hyperparameters):
         for name in AUXILIARY_NETWORKS:
             if not networks_only and checkpoints.holds_network(folder, name):
                 self.add_network(name)
+        self.optimizer = self.optimizer or read_config(folder).get("training", {}).get("optimizer")
         return self.checkpoints.restore_latest(folder, None if networks_only else self.optimizers)
 
     @classmethod

@@ -90,6 +90,8 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
         faces,
         num_epochs=epoch,
         learning_rate=flags.learning_rate,
+        optimizer=flags.optimizer,
+        schedule=flags.schedule,
         loss_weights=flags.loss_weights,
         use_trained_model=flags.use_trained_model,
         init_model=flags.pretrained if flags.use_init_model else None,

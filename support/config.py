@@ -16,10 +16,34 @@ from support.losses import PRESETS, complete_weights
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy's generator accepts
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 EPOCHS, LEARNING_RATE = 50, 2e-4  # defaults of training
+OPTIMIZERS = ("adam", "muon")  # of E and G
+# --schedule: the factor of the learning rate at a position of training, from 0 to 1
+SCHEDULES = {
+    "constant": lambda position: 1.0,
+    "cosine": lambda position: 0.02 + 0.98 * (1 + math.cos(math.pi * position)) / 2,
+    "linear": lambda position: 1 - position,
+}
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}  # of flags of these names
 # --recipe: the training flags that each sets; flags given themselves take precedence
 RECIPES = {
-    "paper": {"loss_weights": PRESETS["default"], "num_z_channels": 50, "balance": False, "flip": False},
-    "aging": {"loss_weights": PRESETS["aging"], "num_z_channels": 200, "balance": True, "flip": True},
+    "paper": {
+        "loss_weights": PRESETS["default"],
+        "num_z_channels": 50,
+        "balance": False,
+        "flip": False,
+        "optimizer": "adam",
+        "learning_rate": LEARNING_RATE,
+        "schedule": "constant",
+    },
+    "aging": {
+        "loss_weights": PRESETS["aging"] | {"classifier": 5e-3},
+        "num_z_channels": 200,
+        "balance": True,
+        "flip": True,
+        "optimizer": "muon",
+        "learning_rate": 6e-4,
+        "schedule": "cosine",
+    },
 }
 
 
@@ -82,6 +106,8 @@ MODEL_SCHEMA = {
 REQUIRED = tuple(name for name in MODEL_SCHEMA if name not in ("size_kernel", "num_categories", "tile_ratio"))
 TRAINING_SCHEMA = {
     "dataset": ("a name", lambda value: type(value) is str),
+    "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
+    "schedule": (f"one of {', '.join(SCHEDULES)}", lambda value: value in SCHEDULES),
     "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
     "loss_weights": ("weights of losses by name, or a list of three or five", _are_loss_weights),
     "balance": BOOL,
@@ -89,7 +115,8 @@ TRAINING_SCHEMA = {
     "unknown_gender": BOOL,
     "faces": _whole(),
 }
-BEFORE = {"flip": False}  # training flags that older runs lack, with the value that they were made with
+# training flags that older runs lack, with the value that they were made with
+BEFORE = {"flip": False, "optimizer": "adam", "schedule": "constant"}
 
 
 def count_layers(size_image: int, size_kernel: int, num_gen_channels: int) -> int:

@@ -96,14 +96,14 @@ class Muon(keras.optimizers.Muon):
     polynomials are multiplied first, as matrices of the shorter side, and X once at the end (Amsel et al., "The Polar
     Express", 2025, on rectangular matrices). For the longest kernels that is a third of the work.
 
-    long_dtype: the type of the two products with the long matrix. Products of square matrices are always in float32:
-    in bfloat16 the rounding errors of the smallest eigenvalues would grow with each iteration.
+    With bfloat16 the two products with the long matrix are computed in that type. Those of square matrices always use
+    float32: in bfloat16 the rounding errors of the smallest eigenvalues would grow with each iteration.
     """
 
-    def __init__(self, learning_rate=6e-4, beta_1=0.5, epsilon=1e-8, long_dtype="float32", name="muon"):
+    def __init__(self, learning_rate=6e-4, beta_1=0.5, epsilon=1e-8, bfloat16=False, name="muon"):
         super().__init__(learning_rate, adam_beta_1=beta_1, epsilon=epsilon, weight_decay=None, name=name)
         self.adam_weight_decay = None
-        self.long_dtype = tf.as_dtype(long_dtype)
+        self.long_dtype = tf.bfloat16 if bfloat16 else tf.float32
 
     def _should_use_adamw(self, variable):
         return len(variable.shape) < 2

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import NoReturn
 
-from support.config import EPOCHS, LARGEST_SEED, LEARNING_RATE, PRECISIONS, RECIPES, Hyperparameters, read_config
+from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, read_config
 from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.losses import LISTED, PRESETS, TERMS, complete_weights
@@ -31,7 +31,7 @@ MODEL = {
     "seed": "seed",
 }
 SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
-TRAINING = ("dataset", "learning_rate", "loss_weights", "balance", "flip", "unknown_gender")
+TRAINING = ("dataset", "optimizer", "learning_rate", "schedule", "loss_weights", "balance", "flip", "unknown_gender")
 OLD_PRESETS = {"2017": "default"}
 
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
@@ -236,7 +236,9 @@ def _add_training(flag) -> None:
         f"{', '.join(RECIPES['aging'])}, unless they are given",
     )
     flag("--batch_size", **NUMBER, default=Hyperparameters.size_batch, help="faces in a step")
-    flag("--learning_rate", type=rate, default=LEARNING_RATE, metavar="RATE", help="learning rate of Adam")
+    flag("--optimizer", choices=CHOICES["optimizer"], default="adam", help="of E and G; the others always use Adam")
+    flag("--learning_rate", type=rate, default=LEARNING_RATE, metavar="RATE", help="of E and G; muon: about 6e-4")
+    flag("--schedule", choices=CHOICES["schedule"], default="constant", help="of the learning rate over all epochs")
     flag(
         "--loss_weights",
         type=loss_weights,
@@ -244,7 +246,7 @@ def _add_training(flag) -> None:
         help=f"weights relative to the reconstruction loss: {', '.join(PRESETS)}, or by name, such as "
         f"G_img=3e-4,label=0.02. {'; '.join(f'{name}: {term.meaning}' for name, term in TERMS.items())}",
     )
-    flag("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: bfloat16 if the hardware has it")
+    flag("--precision", choices=("auto", *CHOICES["precision"]), default="auto", help="auto: bfloat16 where supported")
     flag(
         "--seed",
         type=seed,

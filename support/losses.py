@@ -12,6 +12,13 @@ from support.errors import InputError
 
 STDDEV = 0.02  # the standard deviation of every initial weight, as in the paper's networks
 C_Z_LENGTHS = (256, 256)  # hidden layers of C_z
+C_IMG_CHANNELS, C_IMG_KERNEL = (24, 48, 96, 192), 5  # convolutions of C_img
+C_IMG_MOMENTUM = 0.99  # of its batch norm: its moving statistics are used on generated images from the first steps on
+OUTPUT_STDDEV = 0.002  # of the initial weights of C_img's outputs: at first all classes are about equally likely
+DROPOUT = 0.3
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+# the largest changes of an augmented image: shift relative to its side, and of pixels in [-1, 1]
+SHIFT, BRIGHTNESS, CONTRAST, NOISE = 1 / 16, 0.2, 0.25, 0.1
 
 
 class Step(NamedTuple):
@@ -23,6 +30,7 @@ class Step(NamedTuple):
     genders: object  # [N, 2]
     out: Mapping  # what `FaceAging.forward` returned
     seed: object  # int32 [2]: the run's seed and the step, for stateless random operations
+    weights: Mapping  # the current weights by the names of TERMS, float32 scalars
 
 
 class Term(NamedTuple):
@@ -36,6 +44,7 @@ class Term(NamedTuple):
     meaning: str  # for --help
     compute: Callable[[Step], dict] | None = None
     network: str = ""  # an auxiliary network that the term needs: a key of AUXILIARY_NETWORKS
+    start: float = 0.0  # share of the planned epochs before which the weight is 0
 
 
 class AuxiliaryNetwork(NamedTuple):
@@ -69,15 +78,24 @@ def label_losses(step: Step) -> dict:
     import tensorflow as tf
 
     logits = step.networks["C_z"](step.out["z"], training=True)
-    # labels are in {-1, +1}, probabilities in {0, 1}; an unknown gender (0, 0) is 0.5 each
-    errors = [
-        tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, one)
-        for label, one in zip((step.ages, step.genders), logits, strict=True)
-    ]
     return {
         "E_label_loss": -sum(tf.reduce_mean(tf.nn.log_softmax(one)) for one in logits),
-        "C_z_loss": sum(map(tf.reduce_mean, errors)),
+        "C_z_loss": label_cross_entropy(logits, (step.ages, step.genders)),
     }
+
+
+def label_cross_entropy(logits, labels):
+    """Return the mean cross-entropy of age plus that of gender, a scalar.
+
+    logits, labels: (ages, genders), [N, bins] and [N, 2], labels in {-1, +1}.
+    """
+    import tensorflow as tf
+
+    # labels are in {-1, +1}, probabilities in {0, 1}; an unknown gender (0, 0) is 0.5 each
+    errors = [
+        tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, one) for label, one in zip(labels, logits, strict=True)
+    ]
+    return sum(map(tf.reduce_mean, errors))
 
 
 def feature_loss(step: Step) -> dict:
@@ -91,14 +109,146 @@ def feature_loss(step: Step) -> dict:
     return {"G_feature_loss": sum(tf.reduce_mean(tf.cast(tf.abs(x - y), tf.float32)) for x, y in pairs)}
 
 
+def image_classifier(hyperparameters):
+    """Build C_img: [luma [N, S, S, 1], factors of features [N, F]] -> logits [N, bins] and [N, 2].
+
+    The second input multiplies the features of the last convolution: by 1, or by the dropout that `SharedRandom` draws.
+    """
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    from support.fast_ops import BatchNormalization
+
+    shared = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    luma = x = keras.Input([hyperparameters.size_image, hyperparameters.size_image, 1], name="luma")
+    for i, channels in enumerate(C_IMG_CHANNELS):
+        # the batch norm after it adds a bias
+        convolution = {"use_bias": False, "kernel_initializer": keras.initializers.HeNormal(), "name": f"C_img_conv{i}"}
+        x = layers.Conv2D(channels, C_IMG_KERNEL, 2, "same", **convolution)(x)
+        norm = {"epsilon": 1e-3, "scale": False, "synchronized": shared, "name": f"C_img_bn{i}"}
+        x = layers.LeakyReLU(negative_slope=0.2)(BatchNormalization(momentum=C_IMG_MOMENTUM, **norm)(x))
+    x = layers.Flatten()(x)  # [N, S / 16 * S / 16 * 192]
+    factors = keras.Input([x.shape[-1]], name="factors")
+    x = layers.Multiply()([x, factors])
+    initializer = keras.initializers.RandomNormal(stddev=OUTPUT_STDDEV)
+    ages = layers.Dense(hyperparameters.num_categories, kernel_initializer=initializer, name="C_img_age")(x)
+    genders = layers.Dense(2, kernel_initializer=initializer.clone(), name="C_img_gender")(x)
+    logits = [layers.Activation("linear", dtype="float32")(one) for one in (ages, genders)]
+    return keras.Model([luma, factors], logits, name="C_img")
+
+
+class SharedRandom:
+    """Random tensors [N, ...] that depend on a seed, and not on the number of devices.
+
+    They are drawn for all replicas together, of which each takes the rows of its part of the batch. seed: integer [2];
+    rows: N, the size of a replica's part.
+    """
+
+    def __init__(self, seed, rows):
+        import tensorflow as tf
+
+        self.random, self.seed, self.draws = tf.random, seed, 0
+        context = tf.distribute.get_replica_context()
+        self.first, self.rows = context.replica_id_in_sync_group * rows, rows
+        self.all_rows = context.num_replicas_in_sync * rows
+
+    def _draw(self, function, shape, **arguments):
+        seed = self.random.experimental.stateless_fold_in(self.seed, self.draws)
+        self.draws += 1
+        return function([self.all_rows, *shape], seed, **arguments)[self.first : self.first + self.rows]
+
+    def uniform(self, low: float, high: float, *shape: int):
+        """Return float32 [N, *shape] within low and high."""
+        return self._draw(self.random.stateless_uniform, shape, minval=low, maxval=high)
+
+    def integers(self, low: int, high: int):
+        """Return int32 [N] within low and high - 1."""
+        return self._draw(self.random.stateless_uniform, (), minval=low, maxval=high, dtype="int32")
+
+    def normal(self, *shape: int):
+        """Return standard normal float32 [N, *shape]."""
+        return self._draw(self.random.stateless_normal, shape)
+
+    def dropout(self, count: int):
+        """Return float32 [N, count]: 0 with the probability DROPOUT, else 1 / (1 - DROPOUT)."""
+        import tensorflow as tf
+
+        return tf.cast(self.uniform(0, 1, count) >= DROPOUT, tf.float32) / (1 - DROPOUT)
+
+
+def augmented_luma(images, random: SharedRandom):
+    """Return the luma [N, S, S, 1] of images [N, S, S, 1 or 3] in [-1, 1]: shifted, brighter or darker, with noise.
+
+    Pixels outside an image are those of its border.
+    """
+    import tensorflow as tf
+
+    size = images.shape[1]
+    luma = images[..., 0] if images.shape[-1] == 1 else tf.reduce_sum(images * tf.constant(LUMA), axis=-1)
+    largest = max(1, round(size * SHIFT))
+    shifts = [random.integers(-largest, largest + 1)[:, tf.newaxis] for _ in range(2)]
+    # row i of [N, S, S] is one-hot at i + the shift: TensorFlow's gradient of a gather is slower than these products
+    down, right = (tf.one_hot(tf.clip_by_value(tf.range(size) + shift, 0, size - 1), size) for shift in shifts)
+    shifted = tf.matmul(tf.matmul(down, luma), right, transpose_b=True)
+    contrast, brightness = (
+        random.uniform(1 - CONTRAST, 1 + CONTRAST, 1, 1),
+        random.uniform(-BRIGHTNESS, BRIGHTNESS, 1, 1),
+    )
+    noise = random.uniform(0, NOISE, 1, 1) * random.normal(size, size)
+    return (shifted * contrast + brightness + noise)[..., tf.newaxis]
+
+
+def other_labels(ages, random: SharedRandom):
+    """Return labels in {-1, +1}: ages [N, bins], each in another bin than in `ages`, and random genders [N, 2]."""
+    import tensorflow as tf
+
+    bins = ages.shape[-1]
+    other = (tf.argmax(ages, axis=-1, output_type=tf.int32) + random.integers(1, bins)) % bins
+    return tuple(tf.one_hot(index, count) * 2 - 1 for index, count in ((other, bins), (random.integers(0, 2), 2)))
+
+
+def classifier_losses(step: Step) -> dict:
+    """Return the losses that make G's images show the age and gender of their labels.
+
+    C_img minimises C_img_loss, its cross-entropy on augmented images of the batch. E and G minimise G_class_loss, that
+    of G's images of the same z with other labels (AC-GAN: Odena et al., ICML 2017; IPCGAN: Wang et al., CVPR 2018).
+    C_img classifies the luma: from colours, G learns patches of colour that no face has.
+    """
+    import tensorflow as tf
+
+    C_img, G, z = step.networks["C_img"], step.networks["G"], step.out["z"]
+    rows = z.shape[0] or tf.shape(z)[0]
+    random = SharedRandom(step.seed, rows)
+    features = C_img.inputs[1].shape[-1]
+    logits = C_img([augmented_luma(step.images, random), random.dropout(features)], training=True)
+
+    def generated_loss():
+        labels = other_labels(step.ages, random)
+        luma = augmented_luma(G([z, *labels], training=True), random)
+        return label_cross_entropy(C_img([luma, tf.ones([rows, features])], training=False), labels)
+
+    return {
+        # before the term's start its weight is 0, and the pass through G is saved
+        "G_class_loss": tf.cond(step.weights["classifier"] > 0, generated_loss, lambda: tf.constant(0.0)),
+        "C_img_loss": label_cross_entropy(logits, (step.ages, step.genders)),
+    }
+
+
 TERMS = {
     "G_img": Term("G_img_loss", "D_img classifies generated images as real"),
     "E_z": Term("E_z_loss", "D_z classifies z as drawn from the prior"),
     "tv": Term("tv_loss", "total variation of generated images"),
     "label": Term("E_label_loss", "z hides age and gender from a classifier", label_losses, "C_z"),
     "feature": Term("G_feature_loss", "generated and real images match in D_img's feature maps", feature_loss),
+    "classifier": Term(
+        "G_class_loss", "a classifier on images sees the age and gender asked for", classifier_losses, "C_img", 0.5
+    ),
 }
-AUXILIARY_NETWORKS = {"C_z": AuxiliaryNetwork(label_classifier, rate=5)}
+AUXILIARY_NETWORKS = {
+    "C_z": AuxiliaryNetwork(label_classifier, rate=5),
+    "C_img": AuxiliaryNetwork(image_classifier, rate=2.5),
+}
 PAPER_TERMS = tuple(name for name, term in TERMS.items() if not term.compute)
 LISTED = 3, 5  # how many weights an older config.json or command line lists without names, in the order of TERMS
 PRESETS = {

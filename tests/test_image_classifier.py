@@ -12,20 +12,19 @@ import pytest
 import tensorflow as tf
 
 from FaceAging import FaceAging
-from support.image_classifier import (
+from support.labels import AgeBins, gender_labels
+from support.losses import (
     BRIGHTNESS,
     CONTRAST,
     DROPOUT,
     LUMA,
     SharedRandom,
-    augment,
+    Step,
+    augmented_luma,
     classifier_losses,
     image_classifier,
-    keep_features,
-    luma_of,
     other_labels,
 )
-from support.labels import AgeBins, gender_labels
 
 SMALL = {"size_image": 16, "num_encoder_channels": 4, "num_gen_channels": 32, "size_batch": 8}
 AGES = (3, 25, 45, 80, 12, 33, 61, 8)
@@ -58,7 +57,7 @@ def draws(rows, step=1):
     """What is drawn at random at a step: an augmented grey image, dropout and other labels, for some rows."""
     random = SharedRandom(seed(step), rows)
     ages = tf.one_hot([3] * rows, 10) * 2 - 1
-    return augment(tf.zeros([rows, 16, 16, 1]), random), keep_features(20, random), *other_labels(ages, random)
+    return augmented_luma(tf.zeros([rows, 16, 16, 1]), random), random.dropout(20), *other_labels(ages, random)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +67,15 @@ def step():
     ages, genders = labels()
     networks = {**model.networks, "C_img": image_classifier(model)}
     out = {"z": model.E(random_images())}
-    return SimpleNamespace(networks=networks, images=random_images(), ages=ages, genders=genders, out=out, seed=seed())
+    return Step(networks, random_images(), ages, genders, out, seed(), {"classifier": tf.constant(1.0)})
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 3), (32, 1), (128, 3)])
 def test_it_is_built_for_every_image_size(size, channels):
     hyperparameters = SimpleNamespace(size_image=size, num_categories=7, num_input_channels=channels)
     network = image_classifier(hyperparameters)
-    features = network.inputs[1].shape[-1]
-    ages, genders = network([luma_of(tf.constant(random_images(channels, size, 2))), tf.ones([2, features])])
+    luma = augmented_luma(tf.constant(random_images(channels, size, 2)), SharedRandom(seed(), 2))
+    ages, genders = network([luma, tf.ones([2, network.inputs[1].shape[-1]])])
     assert (ages.shape, genders.shape) == ((2, 7), (2, 2))
 
 
@@ -89,8 +88,9 @@ def test_it_is_blind_to_colour(step):
     coloured = images + np.stack([red, green, blue], axis=-1).astype(np.float32)
     assert np.abs(coloured - images).mean() > 0.1
     C_img = step.networks["C_img"]
-    keep = tf.ones([len(images), C_img.inputs[1].shape[-1]])
-    for one, other in zip(*(C_img([luma_of(tf.constant(x)), keep]) for x in (images, coloured)), strict=True):
+    factors = tf.ones([len(images), C_img.inputs[1].shape[-1]])
+    lumas = [augmented_luma(tf.constant(x), SharedRandom(seed(), len(images))) for x in (images, coloured)]
+    for one, other in zip(*(C_img([luma, factors]) for luma in lumas), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
@@ -115,7 +115,7 @@ def test_augmentation_shifts_within_a_sixteenth_and_keeps_the_range():
     size, number = 32, 200
     spot = np.zeros([number, size, size, 1], np.float32)
     spot[:, 16, 16] = 40
-    augmented = augment(tf.constant(spot), SharedRandom(seed(), number)).numpy()[..., 0]
+    augmented = augmented_luma(tf.constant(spot), SharedRandom(seed(), number)).numpy()[..., 0]
     places = np.array([np.unravel_index(image.argmax(), image.shape) for image in augmented]) - 16
     assert set(places[:, 0]) == set(places[:, 1]) == {-2, -1, 0, 1, 2}
     assert (places[:, 0] != places[:, 1]).any()
@@ -129,13 +129,13 @@ def test_the_gradient_goes_back_to_where_a_pixel_came_from():
     images = tf.constant(random_images(1))
     with tf.GradientTape() as tape:
         tape.watch(images)
-        total = tf.reduce_sum(augment(images, SharedRandom(seed(), 8)))
+        total = tf.reduce_sum(augmented_luma(images, SharedRandom(seed(), 8)))
     gradient = tape.gradient(total, images).numpy()
     assert (gradient >= 0).all() and gradient[:, 1:-1, 1:-1].mean() == pytest.approx(1, abs=CONTRAST)
 
 
 def test_dropout_keeps_the_mean():
-    keep = keep_features(2000, SharedRandom(seed(), 8)).numpy()
+    keep = SharedRandom(seed(), 8).dropout(2000).numpy()
     assert (keep == 0).mean() == pytest.approx(DROPOUT, abs=0.02) and keep.mean() == pytest.approx(1, abs=0.03)
 
 
@@ -151,8 +151,7 @@ def test_other_labels_are_one_hot_and_of_another_bin():
 def test_both_losses_begin_undecided_and_move_their_networks(step):
     C_img, (E, G) = step.networks["C_img"], (step.networks[name] for name in "EG")
     with tf.GradientTape(persistent=True) as tape:
-        step.out = {"z": E(step.images)}
-        losses = classifier_losses(step)
+        losses = classifier_losses(step._replace(out={"z": E(step.images)}))
     assert float(losses["G_class_loss"]) == pytest.approx(np.log(10) + np.log(2), abs=0.7)
     for name, variables in (
         ("G_class_loss", E.trainable_variables + G.trainable_variables),
@@ -168,9 +167,13 @@ def test_it_learns(step):
     C_img, optimizer = step.networks["C_img"], tf.keras.optimizers.Adam(5e-3)
     found = []
     for number in range(60):
-        step.seed = seed(number)
         with tf.GradientTape() as tape:
-            loss = classifier_losses(step)["C_img_loss"]
+            loss = classifier_losses(step._replace(seed=seed(number)))["C_img_loss"]
         optimizer.apply(tape.gradient(loss, C_img.trainable_variables), C_img.trainable_variables)
         found.append(float(loss))
     assert np.mean(found[-10:]) < 0.5 * np.mean(found[:10])
+
+
+def test_before_its_start_the_term_is_not_computed(step):
+    losses = classifier_losses(step._replace(weights={"classifier": tf.constant(0.0)}))
+    assert float(losses["G_class_loss"]) == 0 and float(losses["C_img_loss"]) > 0

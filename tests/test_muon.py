@@ -1,7 +1,9 @@
 """Muon: its update against Keras' own and against the singular value decomposition, its state, several devices."""
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import main
+from FaceAging import MUON_RATE, FaceAging, Schedule
+from support.config import RECIPES, read_config
+from support.errors import InputError
 from support.fast_ops import Adam, Muon
+from support.losses import PRESETS, complete_weights
+from tests.conftest import TINY_FLAGS
+from tests.test_training import read_rows, same, weights_of
 
+SMALL = {"size_image": 16, "num_encoder_channels": 4, "num_gen_channels": 32, "size_batch": 10}
+AGING = {name: RECIPES["aging"][name] for name in ("loss_weights", "balance", "flip", "optimizer", "schedule")}
 RATE = 1e-3
 # a convolution's kernel, a transposed one's, a wide and a tall matrix, a bias
 SHAPES = ([5, 5, 3, 8], [5, 5, 8, 16], [12, 40], [40, 12], [8])
@@ -23,9 +34,10 @@ import support
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.test_muon import gradients, train
+from tests.test_muon import losses_of, train
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 print(json.dumps([value.tolist() for value in train(strategy)]))
+print(json.dumps(losses_of(strategy)))
 """
 
 
@@ -59,6 +71,25 @@ def train(strategy=None, steps=3):
     for number in range(steps):
         step([tf.constant(part) for part in gradients(number)])
     return [variable.numpy() for variable in variables]
+
+
+def losses_of(strategy=None, steps=2):
+    """The losses of some steps by the recipe "aging" on random images."""
+    model = FaceAging(**SMALL, strategy=strategy)
+    model.optimizer = "muon"
+    for name in ("C_z", "C_img"):
+        model.add_network(name)
+    weights = {name: tf.constant(weight) for name, weight in complete_weights(AGING["loss_weights"]).items()}
+    model._set_learning_rates(6e-4)
+    random, found = np.random.default_rng(0), []
+    for _ in range(steps):
+        images = random.integers(0, 256, [10, 16, 16, 3], dtype=np.uint8)
+        ages, genders = (np.eye(n, dtype=np.float32)[random.integers(0, n, 10)] * 2 - 1 for n in (10, 2))
+        z_prior = random.uniform(-1, 1, [10, 50]).astype(np.float32)
+        losses, _ = model.train_step(images, ages, genders, z_prior, weights)
+        model.step.assign_add(1)
+        found.append({name: float(loss) for name, loss in losses.items()})
+    return found
 
 
 def updates(optimizer, shape, steps=3, rate=RATE):
@@ -100,16 +131,14 @@ def test_biases_are_left_to_adam():
 
 def test_long_products_in_bfloat16_point_the_same_way():
     for shape in ([5, 5, 16, 32], [40, 12], [32, 32]):
-        for one, other in zip(
-            updates(Muon(RATE), shape), updates(Muon(RATE, long_dtype="bfloat16"), shape), strict=True
-        ):
+        for one, other in zip(updates(Muon(RATE), shape), updates(Muon(RATE, bfloat16=True), shape), strict=True):
             assert (one * other).sum() > 0.97 * np.linalg.norm(one) * np.linalg.norm(other)
             assert np.abs(np.linalg.norm(other) / np.linalg.norm(one) - 1) < 0.1
 
 
-@pytest.mark.parametrize("long_dtype", ["float32", "bfloat16"])
-def test_gradients_of_zero_and_of_low_rank_stay_finite(long_dtype):
-    variables, muon = variables_of(), Muon(RATE, long_dtype=long_dtype)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_gradients_of_zero_and_of_low_rank_stay_finite(bfloat16):
+    variables, muon = variables_of(), Muon(RATE, bfloat16=bfloat16)
     before = [variable.numpy() for variable in variables]
     muon.apply([tf.zeros(shape) for shape in SHAPES], variables)
     assert all(np.array_equal(old, new) for old, new in zip(before, variables, strict=True))
@@ -142,6 +171,95 @@ def test_two_devices_sum_their_gradients_first():
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, check=True
     )
-    shared = json.loads(done.stdout.splitlines()[-1])
-    for one, other in zip(train(), shared, strict=True):
+    *_, values, losses = map(json.loads, done.stdout.splitlines()[-2:])
+    for one, other in zip(train(), values, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+    for one, other in zip(losses_of(), losses, strict=True):
+        assert "G_class_loss" in one and one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_a_stopped_run_equals_a_straight_one(tmp_path, faces):
+    """With Muon, a schedule, and the losses of all auxiliary networks; the second half of it with C_img's."""
+
+    def stop(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    runs = {name: FaceAging(**SMALL, save_dir=tmp_path / name) for name in ("straight", "stopped", "resumed")}
+    runs["resumed"].save_dir = runs["stopped"].save_dir
+    for (name, model), on_epoch_end in zip(runs.items(), (None, stop, None), strict=True):
+        assert model.train(faces, 2, 6e-4, **AGING, on_epoch_end=on_epoch_end) == (
+            stop and 15 if name == "stopped" else None
+        )
+    straight, resumed = runs["straight"], runs["resumed"]
+    assert same(weights_of(straight), weights_of(resumed))
+    for name in ("C_z", "C_img"):
+        weights = [[weight.numpy() for weight in run.networks[name].weights] for run in (straight, resumed)]
+        assert same(*weights)
+    assert (straight.save_dir / "losses.csv").read_text() == (resumed.save_dir / "losses.csv").read_text()
+    rows = read_rows(straight.save_dir)
+    assert [float(row["G_class_loss"]) > 0 for row in rows] == [False] * 5 + [True] * 5
+    assert float(rows[0]["learning_rate"]) == 6e-4 and float(rows[-1]["learning_rate"]) < 6e-5
+
+    again = FaceAging(**SMALL, save_dir=straight.save_dir)
+    assert again.load_checkpoint() and again.optimizer == "muon"
+    with pytest.raises(InputError, match="was made with muon, not adam"):
+        FaceAging(**SMALL, save_dir=straight.save_dir).train(faces, 3)
+
+
+@pytest.mark.parametrize(
+    ("course", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0]),
+        ("cosine", [1, 0.02 + 0.98 * (1 + math.sqrt(0.5)) / 2, 0.51, 0.02]),
+    ],
+)
+def test_schedules_depend_on_the_position_among_all_epochs(course, expected):
+    rates = [Schedule(20, RATE, 1.0, course, {}).rate(epochs) for epochs in (0, 5, 10, 20)]
+    assert rates == pytest.approx([RATE * factor for factor in expected])
+    longer = Schedule(40, RATE, 1.0, course, {})
+    assert longer.rate(10) == pytest.approx(RATE * expected[1])
+    assert longer.rate(-9) == RATE  # pre-training
+    assert Schedule(20, RATE, 0.5, "constant", {}).rate(4.5) == RATE / 4
+
+
+def test_the_classifier_counts_from_the_middle_on():
+    plan = Schedule(20, RATE, 1.0, "constant", complete_weights({"classifier": 5e-3}))
+    assert [float(plan.weights(epochs)["classifier"]) > 0 for epochs in (-1, 0, 9.9, 10, 19.9)] == [False] * 3 + [
+        True
+    ] * 2
+    assert [float(plan.weights(epochs)["G_img"]) > 0 for epochs in (-1, 0)] == [False, True]
+    assert complete_weights({"classifier": 0}) == PRESETS["default"]
+
+
+def test_networks_that_use_adam_learn_at_their_own_rate():
+    model = FaceAging(**SMALL)
+    model.optimizer = "muon"
+    for name in ("C_z", "C_img"):
+        model.add_network(name)
+    model._set_learning_rates(6e-4)
+    rates = {name: float(optimizer.learning_rate) for name, optimizer in model.optimizers.items()}
+    adam = 6e-4 / MUON_RATE
+    assert rates == pytest.approx({"EG": 6e-4, "D_z": adam, "D_img": adam, "C_z": 5 * adam, "C_img": 2.5 * adam})
+
+
+def test_it_trains_in_bfloat16_and_is_refused_in_float16(tmp_path, faces):
+    FaceAging(**SMALL, save_dir=tmp_path / "bfloat16", precision="mixed_bfloat16").train(faces[:20], 1, **AGING)
+    assert float(read_rows(tmp_path / "bfloat16")[-1]["EG_loss"]) < 1
+    with pytest.raises(InputError, match="mixed_float16: use"):
+        FaceAging(**SMALL, save_dir=tmp_path / "float16", precision="mixed_float16").train(faces, 1, optimizer="muon")
+    assert not (tmp_path / "float16").exists()
+
+
+def test_main_trains_by_the_recipe_and_refuses_another_optimizer(workplace, capsys):
+    flags = ["--dataset=drawn", "--recipe=aging", *TINY_FLAGS, "--image_size=16"]
+    assert main.main([*flags, "--precision=mixed_float16", "--epoch=1"]) == 2
+    assert "mixed_float16" in capsys.readouterr().err
+    assert main.main([*flags, "--epoch=1"]) == 0
+    assert "classifier" in capsys.readouterr().out
+    training = read_config(workplace / "save")["training"]
+    assert {name: training[name] for name in AGING} == AGING and training["learning_rate"] == 6e-4
+    for flag in ("--optimizer=adam", "--schedule=linear", "--recipe=paper"):
+        assert main.main([flag, "--epoch=2"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main.main(["--epoch=2"]) == 0

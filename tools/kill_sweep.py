@@ -27,7 +27,7 @@ import FaceAging
 import main
 from support import run
 from support.checkpoints import saved_checkpoints
-from support.flags import PRECISIONS
+from support.config import PRECISIONS
 from tests.conftest import TINY_FLAGS, make_faces
 
 EPOCHS = 8  # of 5 steps
