@@ -242,7 +242,7 @@ TERMS = {
     "label": Term("E_label_loss", "z hides age and gender from a classifier", label_losses, "C_z"),
     "feature": Term("G_feature_loss", "generated and real images match in D_img's feature maps", feature_loss),
     "classifier": Term(
-        "G_class_loss", "a classifier on images sees the age and gender asked for", classifier_losses, "C_img", 0.5
+        "G_class_loss", "a classifier predicts from images the labels given to G", classifier_losses, "C_img", 0.5
     ),
 }
 AUXILIARY_NETWORKS = {

@@ -155,7 +155,7 @@ def test_main_trains_by_the_recipe_and_records_its_parts(workplace, capsys):
     assert "label" in capsys.readouterr().out
     config = json.loads((workplace / "save/config.json").read_text())
     assert config["model"]["num_z_channels"] == 20
-    assert config["training"]["flip"] and config["training"]["loss_weights"] == PRESETS["aging"]
+    assert config["training"]["flip"] and config["training"]["loss_weights"] == RECIPES["aging"]["loss_weights"]
     assert main.main(["--epoch=2"]) == 0
     assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # C_z is not needed to age
     for flag in (
@@ -202,9 +202,9 @@ def test_loss_weights_are_a_preset_or_by_name_or_listed():
     assert parse("--loss_weights=0.1,0.2,0.3") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3}
     assert parse("--loss_weights=0.1,0.2,0.3,0,0.5") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3, "feature": 0.5}
     assert parse("--loss_weights=feature=0.1, G_img=2e-4") == {"G_img": 2e-4, "E_z": 1e-4, "tv": 1e-4, "feature": 0.1}
-    assert parse("--recipe=aging") == PRESETS["aging"]
+    assert parse("--recipe=aging") == RECIPES["aging"]["loss_weights"]
     assert parse("--recipe=aging", "--loss_weights=label=0,E_z=0.5") == {
-        **{name: weight for name, weight in PRESETS["aging"].items() if name != "label"},
+        **{name: weight for name, weight in RECIPES["aging"]["loss_weights"].items() if name != "label"},
         "E_z": 0.5,
     }
 
