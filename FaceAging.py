@@ -49,6 +49,7 @@ from support.evaluation import Evaluator
 from support.images import fit_images, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
+from support.photo import apply_edit, edits, own_labels, read_photo
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.pretrained import DEFAULT_MODEL, fit_distribution, included_model, read_distribution, sample_distribution
 from support.run import Run, check_beginning, check_finite
@@ -593,9 +594,52 @@ class FaceAging(Hyperparameters):
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
         return ops.denormalize(self._images_of(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
 
-    def age(self, images: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
-        """Return the faces of images, uint8 [N, H, W, C], at other ages, uint8 [N, S, S, C]: see `generate`."""
-        return self.generate(self.encode(images), ages, genders)
+    def age(
+        self,
+        images: np.ndarray,
+        ages: Sequence[float],
+        genders: Sequence[int],
+        detail: float = 0,
+        own_ages: Sequence[float] = (),
+        own_genders: Sequence[int] = (),
+    ) -> np.ndarray:
+        """Return the faces of images, uint8 [N, H, W, C], at other ages, uint8 [N, S, S, C]: see `generate`.
+
+        With detail, from 0 to 1, they keep that part of the images' own detail and resolution: the central squares,
+        [N, s, s, C], see support.photo.edits. own_ages, own_genders: the labels of the images, by default estimated.
+        """
+        z = self.encode(images)
+        aged = self.generate(z, ages, genders)
+        if not detail:
+            return aged
+        faces = fit_images(images, self.size_image, self.num_input_channels)
+        own = own_labels(faces, [()] * len(z), np.ravel(own_ages), gender_numbers(own_genders), range(1, len(z) + 1))
+        squares = fit_images(images, min(np.shape(images)[1:3]), self.num_input_channels)
+        changes = edits(faces, self.generate(z, *own[:2]), aged, own[0], ages, detail)
+        return np.stack([apply_edit(squares[i % len(z)], edit) for i, edit in enumerate(changes)])
+
+    def age_photo(
+        self,
+        photo: str | Path | np.ndarray,
+        ages: Sequence[float],
+        genders: Sequence[int] = (),
+        detail: float = 1,
+        faces: Sequence[int] = (),
+        own_ages: Sequence[float] = (),
+        own_genders: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """Return a photo at its own size, uint8 [H, W, C], with its faces aged in place, for each of some ages.
+
+        photo: a path, or an array uint8 [H, W, 1 or 3]; genders: one for all faces, or one for each, by default their
+        own; faces: the numbers of those to age, from left to right, 1 the first, by default all; own_ages, own_genders:
+        their labels, by default estimated. Raises InputError where the photo shows no face.
+        """
+        found = read_photo(photo, self.size_image, self.num_input_channels, numbers=faces)
+        own = found.own_labels(np.ravel(own_ages), gender_numbers(own_genders))
+        genders = np.broadcast_to(gender_numbers(genders) or own[1], len(found.faces))
+        rows = np.repeat(np.reshape(ages, (-1, 1)), len(genders), axis=1)
+        aged = found.aged(rows, own, genders, detail, self.encode, self.generate)
+        return [np.asarray(found.edited(edit)) for edit in aged]
 
     @in_batches
     @tf.function(reduce_retracing=True)
@@ -624,22 +668,52 @@ class FaceAging(Hyperparameters):
         animate: str = "",
         align: bool = False,
         photo: bool = False,
+        detail: float = 0,
+        own_ages: Sequence[float] = (),
+        own_genders: Sequence[int] = (),
     ) -> int:
         """Write faces at other ages to save_dir/test; return the number of faces.
 
         By default: sheets of ten faces at every age, test_as_male.png and test_as_female.png, further ones numbered
         from _2. With ages in years: an image for each face, age and gender. With animate, "gif" or "mp4": a film of
         each face from young to old and back. align finds the faces of a photo, levels and crops them; photo also shows
-        where. Images that cannot be read are reported and skipped. Raises InputError if no face is left.
+        where. With detail, from 0 to 1, the faces keep that part of their photos' own detail: see `age`. Images that
+        cannot be read are reported and skipped. Raises InputError if no face is left.
         """
         faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
-        drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
-        return drawing.age(faces, gender_numbers(genders), ages, animate)
+        renderer = self._renderer(detail, own_ages, own_genders)
+        return renderer.age(faces, gender_numbers(genders), ages, animate)
+
+    def _renderer(self, *detail) -> portraits.Renderer:
+        return portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate, *detail)
+
+    def age_photos(
+        self,
+        paths: Sequence[str | Path],
+        ages: Sequence[float] = (),
+        genders: Sequence[int] = (),
+        detail: float = 1,
+        years: Sequence[float] = (),
+        animate: str = "",
+        film_side: int = portraits.PHOTO_FILM_SIDE,
+        align: bool = False,
+        faces: Sequence[int] = (),
+        own_ages: Sequence[float] = (),
+        own_genders: Sequence[int] = (),
+    ) -> int:
+        """Write whole photos with their faces aged in place to save_dir/test; return the number of photos.
+
+        An image for each of `ages`, and of `years` relative to everyone's own age, in the format of the photo; with
+        animate, "gif" or "mp4", a film. The other arguments are those of `age_photo`, film_side is the longer side of a
+        film in pixels, and align searches for faces also in images that are aligned faces as a whole.
+        """
+        photos = portraits.read_photos(paths, self.size_image, self.num_input_channels, align, faces)
+        renderer = self._renderer(detail, own_ages, own_genders)
+        return renderer.age_photos(photos, gender_numbers(genders), ages, years, animate, film_side)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
         """Write random faces at every age, ten a sheet, as save_dir/test/random_as_*.png."""
-        drawing = portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate)
-        drawing.show_random(self.sample(count, seed), gender_numbers(genders))
+        self._renderer().show_random(self.sample(count, seed), gender_numbers(genders))
 
     def blend(
         self,
@@ -648,11 +722,15 @@ class FaceAging(Hyperparameters):
         ages: Sequence[float] = (),
         genders: Sequence[int] = (),
         align: bool = False,
+        detail: float = 0,
+        own_ages: Sequence[float] = (),
+        own_genders: Sequence[int] = (),
     ) -> Path:
         """Blend one face into another at both their ages, as save_dir/test/blend_*.png; return its path.
 
         z and the gender label are interpolated linearly. Ages in years and genders of the two are by default those of
-        the file names. Raises InputError if the names have none, or if a photo does not show exactly one face.
+        the file names. detail, own_ages and own_genders are those of `age`. Raises InputError if the names have none,
+        or if a photo does not show exactly one face.
         """
         sizes = self.size_image, self.num_input_channels
         faces = [portraits.read_portrait(path, *sizes, align) for path in (first, second)]
@@ -662,6 +740,9 @@ class FaceAging(Hyperparameters):
         z, gender = ((1 - share) * a + share * b for a, b in (self._z_of(ends), gender_labels(genders)))
         labels = self.bins.interpolated(ages).repeat(len(z), axis=0).reshape(2, len(z), -1)
         blended = [ops.denormalize(self._images_of(z, label, gender)).numpy() for label in labels]
+        if detail:
+            renderer = self._renderer(detail, own_ages, own_genders)
+            ends, blended = renderer.blend_detail(faces, blended, ages)
         path = self.save_dir / "test" / portraits.blend_name(faces)
         portraits.draw_blend(path, ends, np.stack(blended), ages)
         return path

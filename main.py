@@ -155,7 +155,7 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         listed = list_faces(folder, flags.unknown_gender).faces
         others, faces, _ = train_val_split(listed, flags.seed, read_config(source))
         others.sort()
-    measured = model.evaluate(faces, others=faces if flags.evaluate else others)
+    measured = model.evaluate(faces, others=faces if flags.evaluate else others, detail=flags.detail)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
     path = flags.savedir / "evaluation.json"
     write_json(path, measured)
@@ -172,13 +172,17 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
         return draw_random(flags, explicit)
     paths = flags.blend or find_images(flags.testdir or [str(from_here(DEMO_FACES))])
     model, _ = load(flags, explicit)
+    detail = {"detail": flags.detail, "own_ages": flags.own_age or (), "own_genders": flags.own_gender or ()}
+    if flags.paste:
+        return paste(flags, explicit, model, paths, detail)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
-        drawn = [model.blend(*paths, flags.age or (), genders, flags.align)]
+        drawn = [model.blend(*paths, flags.age or (), genders, flags.align, **detail)]
     else:
         from support.portraits import output_name
 
-        aged = model.test(paths, GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo)
+        chosen = GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo
+        aged = model.test(paths, *chosen, **detail)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
         name = output_name(paths[0]) if aged == len(paths) == 1 else "NAME"
@@ -189,6 +193,22 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
             drawn.append(folder / f"{name}_xxx.{flags.animate}")
     for path in drawn or [folder / "test_as_xxx.png"]:
         print(f"Done! Results are saved as {printable(str(path))}")
+    return 0
+
+
+def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path], detail: dict) -> int:
+    """Write photos with their faces aged in place, by default at the centre of every age bin."""
+    genders = GENDERS[flags.gender] if "gender" in explicit else ()
+    if "detail" not in explicit:
+        detail["detail"] = 1.0
+    detail |= {"years": flags.years or (), "animate": flags.animate, "align": flags.align}
+    detail |= {"faces": (flags.face,) if flags.face else ()} | (
+        {"film_side": flags.film_size} if flags.film_size else {}
+    )
+    ages = flags.age or (() if flags.years or flags.animate else model.bins.centres)
+    count = model.age_photos(paths, ages, genders, **detail)
+    print(f"{count:,} {'photo' if count == 1 else 'photos'} aged")
+    print(f"Done! Results are saved in {printable(str(model.save_dir / 'test'))}")
     return 0
 
 
@@ -216,8 +236,8 @@ def main(argv: list[str] | None = None) -> int:
     flags, explicit = parse_flags(argv)
     quiet()
     try:
-        if flags.is_train and explicit & AGING:
-            raise InputError(f"--{min(explicit & AGING)} is for aging faces: add --is_train False")
+        if flags.is_train and explicit & (AGING if flags.evaluate is not None else AGING | {"detail"}):
+            raise InputError(f"--{min(explicit & (AGING | {'detail'}))} is for aging faces: add --is_train False")
         if flags.is_train and flags.evaluate is None and "pretrained" in explicit and not flags.use_init_model:
             raise InputError("--pretrained selects the model to start from: add --use_init_model True")
         if flags.evaluate is not None:

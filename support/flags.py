@@ -15,6 +15,9 @@ from support.terminal import PROJECT, python
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = PROJECT / "demo" / "faces"
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
+DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
+PASTE = {"face", "years"}  # flags of aging that --paste uses
+AGING |= DETAIL | PASTE | {"paste", "film_size"}
 MAX_RANDOM = 10_000  # faces that --random generates at once
 LARGEST = 10**9  # the largest whole number that a flag accepts
 # config.json records the flags of MODEL under "model", by the names of Hyperparameters, and those of TRAINING under
@@ -100,6 +103,32 @@ def ages(text: str) -> tuple[float, ...]:
     if not all(0 <= number <= OLDEST for number in found):
         raise argparse.ArgumentTypeError(f"{text} is not an age, or ages such as 8,30,65, within 0-{OLDEST} years")
     return found
+
+
+def years(text: str) -> tuple[float, ...]:
+    found = numbers(text)
+    if not all(abs(number) <= OLDEST for number in found):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of years, or numbers such as -10,+20")
+    return found
+
+
+def genders(text: str) -> tuple[int, ...]:
+    names = {GENDER_NAMES[gender]: gender for gender in (MALE, FEMALE)}
+    found = [names.get(part) for part in text.split(",")]
+    if None in found:
+        raise argparse.ArgumentTypeError(f"{text} is not male, female or a list of them")
+    return tuple(found)
+
+
+def share(text: str) -> float:
+    found = numbers(text)
+    if len(found) != 1 or not 0 <= found[0] <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number within 0-1")
+    return found[0]
+
+
+def film_size(text: str) -> int:
+    return whole_number(text, low=16, high=8192)
 
 
 def rate(text: str) -> float:
@@ -208,6 +237,30 @@ def _add_aging(flag) -> None:
     )
     flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
     flag("--blend", nargs=2, type=to_path, metavar="FACE", help="blend one face into another, at both their ages")
+    flag(
+        "--detail",
+        type=share,
+        default=0.0,
+        metavar="D",
+        help="part, 0 to 1, of a photo's own detail that its aged face keeps; 1 with --paste unless given",
+    )
+    flag(
+        "--own_age",
+        type=ages,
+        metavar="A,B,...",
+        help="with --detail or --paste: people's age in years, one or one for each face of a photo, if their file's "
+        "name has none; estimated if omitted",
+    )
+    flag("--own_gender", type=genders, metavar="G,H,...", help="the same of their gender, male or female")
+    flag(
+        "--paste",
+        **BOOL,
+        default=False,
+        help="True writes whole photos with every face aged in place, each as its own gender unless --gender is given",
+    )
+    flag("--face", **NUMBER, help="with --paste: age face N only, from left to right")
+    flag("--years", type=years, metavar="+Y,-Z,...", help="with --paste: ages relative to everyone's own (--years=-10)")
+    flag("--film_size", type=film_size, default=1080, metavar="N", help="with --paste: the longer side of a film")
 
 
 def _add_start(flag) -> None:
@@ -338,6 +391,14 @@ def check_aging(flags: argparse.Namespace) -> None:
     for name in ("testdir", "blend", "age", "animate", "align", "photo"):
         if flags.random and getattr(flags, name):
             raise InputError(f"--random draws people who do not exist, at every age: leave out --{name}")
+    if flags.random and flags.detail:
+        raise InputError("--random generates faces without a photo that has detail: leave out --detail")
+    for names, used, by in ((DETAIL, flags.detail or flags.paste, "detail 1"), (PASTE, flags.paste, "paste True")):
+        unused = [name for name in sorted(names) if getattr(flags, name) is not None]
+        if unused and not used:
+            raise InputError(f"--{unused[0]} is for --{by.split()[0]}: add --{by}")
+    if flags.paste and (flags.random or flags.blend or flags.photo):
+        raise InputError("--paste writes photos with aged faces: leave out --random, --blend and --photo")
     if flags.photo and (flags.blend or not flags.align):
         raise InputError("--photo shows where --align found a face to age: add --align True, leave out --blend")
     if flags.blend and flags.animate:

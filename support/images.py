@@ -93,14 +93,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise BadImage(path, reason(error)) from error
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, most: int = MANY_PIXELS) -> Image.Image:
     """Return an image as RGB in sRGB, rotated by its EXIF orientation, with transparent pixels over white.
 
-    Images of more than MANY_PIXELS are reduced. Raises BadImage (an InputError), with the file's name, if the image
+    Images of more than `most` pixels are reduced. Raises BadImage (an InputError), with the file's name, if the image
     cannot be read.
     """
     with open_image(path) as image:
-        factor = _reduction(image)
+        factor = _reduction(image, most)
         if factor > 1:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
             image.draft(image.mode, (image.width // factor, image.height // factor))
         ImageOps.exif_transpose(image, in_place=True)
@@ -108,18 +108,18 @@ def read_image(path: str | Path) -> Image.Image:
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise BadImage(path, "32-bit pixels without a defined white")
-        image = _to_srgb(_reduced(image))
+        image = _to_srgb(_reduced(image, most))
         return _over_white(image).convert("RGB")
 
 
-def _reduction(image: Image.Image) -> int:
-    """Return the whole number by which to divide the sides for at most MANY_PIXELS."""
-    return math.ceil(math.sqrt(image.width * image.height / MANY_PIXELS))
+def _reduction(image: Image.Image, most: int) -> int:
+    """Return the whole number by which to divide the sides for at most `most` pixels."""
+    return math.ceil(math.sqrt(image.width * image.height / most))
 
 
-def _reduced(image: Image.Image) -> Image.Image:
-    """Return an image of at most about MANY_PIXELS, each of its pixels the mean of a square of pixels."""
-    factor = _reduction(image)
+def _reduced(image: Image.Image, most: int) -> Image.Image:
+    """Return an image of at most about `most` pixels, each of its pixels the mean of a square of pixels."""
+    factor = _reduction(image, most)
     if factor == 1:
         return image
     if image.has_transparency_data or image.mode in ("1", "P"):  # palette indices cannot be averaged
@@ -156,6 +156,36 @@ def _over_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
+def read_full(path: str | Path) -> tuple[Image.Image, str]:
+    """Return an image at its own size, and Pillow's name of its format.
+
+    The image is upright, L, LA, RGB or RGBA, in the colours of the ICC profile in its `info`; other modes, such as
+    CMYK and 16 bits, are converted to sRGB. Raises BadImage as `read_image` does.
+    """
+    with open_image(path) as image:
+        name, profile = image.format, image.info.get("icc_profile")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("1", "P", "PA") or (image.has_transparency_data and image.mode in ("L", "RGB")):
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            image, profile = read_image(path, MAX_PIXELS), None
+        image.load()
+        image.info = {"icc_profile": profile} if profile else {}
+        return image, name
+
+
+def from_srgb(image: Image.Image, content: bytes | None, mode: str) -> Image.Image:
+    """Return an RGB image in the mode, L or RGB, and the colours of an ICC profile; without a usable one, in sRGB."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content or b""))
+        known = profile.profile.xcolor_space == {"L": "GRAY", "RGB": "RGB "}[mode]
+        if known and "sRGB" not in ImageCms.getProfileDescription(profile):
+            image = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ImportError):  # as in `_to_srgb`
+        pass
+    return image.convert(mode)
 
 
 def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:

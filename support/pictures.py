@@ -8,12 +8,14 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from support.alignment import apply
 from support.files import atomic_write
 
 IN_A_ROW = 10  # faces beside each other in a grid or on a sheet
 MIN_TYPE = 12  # pixels: smaller type cannot be read
 TYPE_SHARE = 0.15  # the type is this part of an image's height: in proportion on a sheet of any size
 INK = (34, 34, 34)
+FRAME_COLOR = (255, 64, 0)  # lines around a face in its photo
 MANY_COLORS, FEW_COLORS = 256, 128  # the most colours that a GIF can have, and as many as ten faces can do with
 FEW_COLORS_BYTES = 0.8  # a GIF of faces with FEW_COLORS has this part of the bytes, as measured
 PALETTE_PIXELS = 250_000  # pixels looked at for a palette: more take longer and change nothing that is seen
@@ -44,11 +46,12 @@ def sheet(
     row_labels: Sequence[str],
     column_labels: Sequence[str] | None = None,
     title: str | None = None,
+    captions_below: bool = False,
 ) -> np.ndarray:
     """Returns a labelled sheet, uint8 [H, W, 3], of images, uint8 [R, N, h, w, C] with C 1 or 3, at their own size.
 
-    `row_labels` (R of them) stand to the left of the rows, `column_labels` (N) above the columns, shortened to a
-    column's width, and the title above all. A sheet's size depends on the title only where that is the wider.
+    `row_labels` (R of them) are to the left of the rows, `column_labels` (N) above or below the columns, shortened to
+    a column's width, and the title is above all. A sheet's size depends on the title only where that is the wider.
     Raises ValueError where the number of labels is wrong.
     """
     rows = _rgb(np.asarray(rows))
@@ -64,9 +67,10 @@ def sheet(
     labels_width = max(font.getlength(label) for label in row_labels)
     left = margin + (round(labels_width) + font.size // 2 if labels_width else 0)
     title_bottom = margin + (sum(title_font.getmetrics()) + gap if title else 0)
-    top = title_bottom + (line + gap if column_labels else 0)
+    above, below = (line + gap if column_labels and captions_below == side else 0 for side in (False, True))
+    top = title_bottom + above
     right = left + max(pictures.shape[1], round(title_font.getlength(title)) if title else 0)
-    canvas = Image.new("RGB", (right + margin, top + len(pictures) + margin), "white")
+    canvas = Image.new("RGB", (right + margin, top + len(pictures) + below + margin), "white")
     canvas.paste(Image.fromarray(pictures), (left, top))
 
     draw = ImageDraw.Draw(canvas)
@@ -76,10 +80,32 @@ def sheet(
         middle = top + row * (cells.shape[1] + gap) + cells.shape[1] / 2
         draw.text((left - font.size // 2, middle), label, INK, font, anchor="rm")
     if column_labels:
+        y = top + len(pictures) + gap if captions_below else title_bottom
         for label, column in zip(column_labels, range(columns), strict=True):
             centre = left + column * (width + gap) + width / 2
-            draw.text((centre, title_bottom), _shortened(label, font, width), INK, font, anchor="ma")
+            draw.text((centre, y), _shortened(label, font, width), INK, font, anchor="ma")
     return np.asarray(canvas)
+
+
+def framed(photo: Image.Image, frames: Sequence[np.ndarray], side: int) -> Image.Image:
+    """Return a photo shrunk to fit a white square of this side, with lines around faces, numbered if several.
+
+    frames: float [2, 3] each, the map from a face's unit square to pixels of the photo.
+    """
+    scale = side / max(photo.size)
+    small = photo.resize([max(1, round(scale * length)) for length in photo.size], Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), "white")
+    left, top = ((side - length) // 2 for length in small.size)
+    square.paste(small, (left, top))
+    draw = ImageDraw.Draw(square)
+    for number, frame in enumerate(frames, 1):
+        corners = apply(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
+        draw.line([tuple(corner) for corner in corners.tolist()], FRAME_COLOR, max(1, side // 48 // len(frames)))
+        if len(frames) > 1:
+            font = ImageFont.load_default(max(12, round(scale * np.hypot(*frame[:, 0]) / 4)))
+            middle = tuple(corners[:4].mean(axis=0).tolist())
+            draw.text(middle, str(number), FRAME_COLOR, font, anchor="mm", stroke_width=2, stroke_fill="white")
+    return square
 
 
 def save_animation(

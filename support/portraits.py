@@ -1,5 +1,6 @@
-"""People's photos read in, and the sheets, films and blends drawn of them; open it to change what aging draws."""
+"""Reading people's photos, and the sheets, images, films and blends of their faces at other ages."""
 
+import dataclasses
 import itertools
 import re
 import sys
@@ -8,117 +9,136 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
-from support.alignment import apply, find_faces, looks_aligned
+from support.alignment import LARGEST_CROP, find_faces, looks_aligned
 from support.errors import InputError, printable
 from support.files import NAME_BYTES, shortened
-from support.images import BadImage, fit_image, read_image, save_image
-from support.labels import GENDER_NAMES, UNKNOWN, AgeBins, gender_numbers, parse_name
-from support.pictures import IN_A_ROW, save_animation, sheet
+from support.images import BadImage, fit_image, read_image, save_image, to_image
+from support.labels import GENDER_NAMES, OLDEST, AgeBins, gender_numbers
+from support.photo import Photo, apply_edit, edits, labels_of_name, own_labels, read_photo, report_faces, save_photos
+from support.pictures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
 from support.terminal import progress
 
+FEW = 3  # faces: a sheet of at most so many has a row for each face, any other a column
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # the time of a frame
 FILM_SIDE = 64  # pixels that the face is enlarged to, so that its age fits above it
 FILM_BYTES = 2_000_000  # the largest GIF of one face
-FRAME_COLOR = (255, 64, 0)  # lines round a face in its photo
+PHOTO_FILM_SIDE = 1080  # the longer side of a film of a whole photo, in pixels
+DETAIL_SIDE = 256  # the largest side in pixels of a face with detail on a sheet or in a film
+OVERVIEW_SIDE = 640  # pixels
 
 
 class Portrait(NamedTuple):
     """A face to age."""
 
-    name: str  # what its pictures are called
+    name: str  # what its images are called
     image: np.ndarray  # uint8 [S, S, C]
-    label: tuple[int, ...]  # the (age, gender) that its file's name says, or () where it says nothing
-    photo: np.ndarray | None  # uint8 [S, S, C], the photo with a frame where the face was found, if it is to be shown
+    crop: np.ndarray  # the face at its own resolution, uint8 [s, s, 3]
+    label: tuple[int, ...]  # the (age, gender) of its file's name, or () where it has none
+    photo: Image.Image | None  # the photo, square, with a frame where the face was found, if it is to be shown
 
 
 def read_portraits(
     paths: Sequence[str | Path], size_image: int, channels: int, align: bool, photo: bool = False
 ) -> Iterator[Portrait]:
-    """Yields the faces of photos, each read when its turn comes: with align all in a photo, otherwise its middle.
+    """Yield the faces of photos, each read when its turn comes: with align every face of a photo, else its middle.
 
-    A photo that cannot be read, or shows no face, is named and left out; with align it is said how many faces one has
-    if that is not one, and what was found in it that is none. At the end those are named on stderr that do not look
-    like the faces trained on. Raises InputError where there is no face at all.
+    A photo that cannot be read, or shows no face, is named and left out; with align, the number of faces is printed
+    where it is not one, and what was rejected. At the end, images unlike the training faces are named on stderr.
+    Raises InputError where there is no face at all.
     """
     names, doubtful = set(), []
-    for path in progress(paths, "Aging", unit="picture"):
+    for path in progress(paths, "Aging", unit="image"):
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except BadImage as error:
             tqdm.write(f"Left out: {error}")
             continue
-        faces = _find(picture, path) if align else [(picture, None)]
-        _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
-        for face, frame in faces:
-            image = fit_image(face, size_image, channels)
-            if not align and not looks_aligned(image):
+        if align:
+            found = report_faces(find_faces(image), printable(str(path)))
+            if not found:
+                tqdm.write(f"Left out: {printable(str(path))}: no face found")
+            faces = [(Image.fromarray(face.image), [face.frame]) for face in found]
+        else:
+            faces = [(image, [])]
+        for face, frames in faces:
+            fitted = fit_image(face, size_image, channels)
+            if not align and not looks_aligned(fitted):
                 doubtful.append(printable(str(path)))
-            shown = fit_image(framed(picture, frame, size_image), size_image, channels) if photo else None
-            yield Portrait(unused(output_name(path), names), image, () if UNKNOWN in label else tuple(label), shown)
+            crop = fit_image(face, min(LARGEST_CROP, *face.size), 3)
+            shown = framed(image, frames, max(size_image, DETAIL_SIDE)) if photo else None
+            yield Portrait(unused(output_name(path), names), fitted, crop, labels_of_name(path), shown)
     if not names:
-        where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} pictures"
+        where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
         raise InputError(f"no face to age in {where}")
     if doubtful:
         print(
-            f"{len(doubtful):,} of {len(paths):,} pictures not like the faces trained on, such as "
+            f"{len(doubtful):,} of {len(paths):,} images not like the training faces, such as "
             f"{', '.join(doubtful[:3])}: --align True finds, levels and crops the faces of a photo",
             file=sys.stderr,
         )
 
 
+def read_photos(
+    paths: Sequence[str | Path], size_image: int, channels: int, align: bool, numbers: Sequence[int]
+) -> Iterator[tuple[str, Path, Photo]]:
+    """Yield (the name of what is made of it, path, photo) of each photo: see `read_photo`.
+
+    What cannot be read, or shows no face, is named and left out. Raises InputError where that is everything.
+    """
+    names = set()
+    for path in progress(paths, "Aging", unit="photo"):
+        try:
+            photo = read_photo(path, size_image, channels, align, numbers)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            tqdm.write(f"Left out: {error}")
+            continue
+        yield unused(output_name(path), names), Path(path), photo
+    if not names:
+        raise InputError(f"no face to age in any of {len(paths):,} images")
+
+
+def relative_ages(own: Sequence[float], years: float, name: str) -> list[float]:
+    """Return ages relative to people's own, within 0 and OLDEST; a limited one is printed."""
+    ages = [min(max(age + years, 0), OLDEST) for age in own]
+    if limited := [i for i, age in enumerate(own, 1) if not 0 <= age + years <= OLDEST]:
+        tqdm.write(f"{name}: {years:+g} years is outside 0-{OLDEST} for face {', '.join(map(str, limited))}: limited")
+    return ages
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """Return an image with its longer side at most `side` pixels."""
+    scale = min(1, side / max(image.size))
+    size = [max(1, round(scale * length)) for length in image.size]
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+
+
 def read_portrait(path: str | Path, size_image: int, channels: int, align: bool) -> Portrait:
-    """Returns the one face of a photo: see `read_portraits`. Raises InputError where it shows none or several."""
+    """Return the one face of a photo: see `read_portraits`. Raises InputError where it shows none or several."""
     faces = list(read_portraits([path], size_image, channels, align))
     if len(faces) > 1:
-        raise InputError(f"a blend takes one face of each photo, but {printable(str(path))} shows {len(faces)}")
+        raise InputError(f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}")
     return faces[0]
 
 
-def _find(picture: Image.Image, path: str | Path) -> list[tuple[Image.Image, np.ndarray]]:
-    """Returns (the crop, its frame) of each face in a photo, and says what else there is to say of it."""
-    found = find_faces(picture)
-    name = printable(str(path))
-    if found.rejected:
-        tqdm.write(f"{name}: {len(found.rejected)} not taken for a face to age, such as {found.rejected[0]}")
-    if not found.faces:
-        tqdm.write(f"Left out: {name}: no face found")
-    elif len(found.faces) > 1:
-        tqdm.write(f"{len(found.faces)} faces in {name}, taken from left to right")
-    return [(Image.fromarray(face.image), face.frame) for face in found.faces]
-
-
-def framed(photo: Image.Image, frame: np.ndarray, side: int) -> Image.Image:
-    """Returns a photo shrunk to fit a white square of this side, with lines round a face.
-
-    frame: float [2, 3], the map from the face's unit square to pixels of the photo.
-    """
-    scale = side / max(photo.size)
-    small = photo.resize([max(1, round(scale * length)) for length in photo.size], Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (side, side), "white")
-    left, top = ((side - length) // 2 for length in small.size)
-    square.paste(small, (left, top))
-    corners = apply(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
-    ImageDraw.Draw(square).line([tuple(corner) for corner in corners.tolist()], FRAME_COLOR, max(1, side // 48))
-    return square
-
-
 def output_name(path: str | Path) -> str:
-    """Returns what the pictures made of a photo begin with: its own name, shortened where that is too long."""
+    """Return the beginning of the names of the images made of a photo: its own name, shortened if too long."""
     return shortened(Path(path).stem)
 
 
 def blend_name(faces: Sequence[Portrait]) -> str:
-    """Returns what the picture of a blend of two faces is called."""
+    """Return the file name of a blend of two faces."""
     first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
     return f"blend_{first}_{second}.png"
 
 
 def unused(name: str, names: set[str]) -> str:
-    """Returns the name, numbered from _2 where `names` has it, and adds it there; a difference in case is none."""
+    """Return the name, numbered from _2 where `names` has it, and add it there; case is ignored."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
     free = next(one for one in itertools.chain([name], numbered) if one.casefold() not in names)
     names.add(free.casefold())
@@ -126,15 +146,15 @@ def unused(name: str, names: set[str]) -> str:
 
 
 def rows_of(portraits: Iterator[Portrait], length: int) -> Iterator[list[Portrait]]:
-    """Yields the portraits in rows of this length; the last may be shorter."""
+    """Yield the portraits in rows of this length; the last may be shorter."""
     while row := list(itertools.islice(portraits, length)):
         yield row
 
 
 def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) -> None:
-    """Remove the further sheets that an earlier call drew of more faces than the `count` of this one.
+    """Remove the further sheets of an earlier call with more faces than the `count` of this one.
 
-    They would lie beside those just drawn as if they went on. kind: "test" or "random", as the names begin.
+    kind: "test" or "random", as the names begin.
     """
     for gender in genders:
         name = f"{kind}_as_{GENDER_NAMES[gender]}"
@@ -144,92 +164,217 @@ def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) 
                 path.unlink()
 
 
+def years_there_and_back(bins: AgeBins) -> np.ndarray:
+    """Return the ages in years of a film's frames, float [FILM_FRAMES]: from young to old and back."""
+    older = np.linspace(bins.centres[0], bins.centres[-1], FILM_FRAMES // 2 + 1)
+    return np.concatenate([older, older[-2:0:-1]])
+
+
+class Row(NamedTuple):
+    """Faces beside each other on a sheet, or one face."""
+
+    portraits: list[Portrait]
+    z: np.ndarray  # [N, Z]
+    own: np.ndarray | None  # the faces generated at their own labels, uint8 [N, S, S, C], if detail is kept
+    ages: list[float]  # their own ages in years, likewise
+    labels: list[str]  # the own age and gender of each face in words, if detail is kept
+
+
+@dataclasses.dataclass
 class Renderer:
-    """Draws faces at other ages into a folder.
+    """Writes sheets, images, films and photos of faces at other ages into a folder."""
 
-    encode takes images, uint8 [N, S, S, C], to z [N, Z]; generate takes z, ages in years and genders to images; both
-    are those of FaceAging.
-    """
-
-    def __init__(self, folder: Path, bins: AgeBins, encode: Callable, generate: Callable):
-        self.folder = folder
-        self.bins = bins
-        self.encode = encode
-        self.generate = generate
+    folder: Path
+    bins: AgeBins
+    encode: Callable  # FaceAging's, from images, uint8 [N, S, S, C], to z [N, Z]
+    generate: Callable  # FaceAging's, from z, ages in years and genders to images
+    detail: float = 0  # how much of a photo's own detail is kept, from 0 to 1
+    own_ages: Sequence[float] = ()  # of faces whose file name has no labels: one for all, or one for each of a photo
+    own_genders: Sequence[int] = ()
 
     def age(self, faces: Iterator[Portrait], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
-        """Draw portraits at some ages in years, or as films ("gif" or "mp4"), or on sheets; returns how many."""
+        """Draw portraits at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
         count = 0
         # a face at a time where each has images of its own, so that the progress bar moves
-        for row in rows_of(faces, 1 if ages or animate else IN_A_ROW):
-            z = self.encode(np.stack([portrait.image for portrait in row]))
+        for portraits in rows_of(faces, 1 if ages or animate else IN_A_ROW):
+            row = self._row(portraits)
             for gender in genders:
                 if ages:
-                    self._draw_ages(row[0].name, z, ages, gender)
+                    self._draw_ages(row, ages, gender)
                 if animate:
-                    self._draw_film(row[0], z, gender, animate)
+                    self._draw_film(row, gender, animate)
                 if not ages and not animate:
-                    self._draw_sheet(count, row, z, gender)
-            count += len(row)
+                    self._draw_sheet(count, row, gender)
+            count += len(portraits)
         if not ages and not animate:
             remove_further(self.folder, "test", genders, count)
         return count
 
     def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
         """Draw z [N, Z] at every age, ten a sheet."""
-        for first in progress(range(0, len(z), IN_A_ROW), "Renderer", unit="sheet"):
+        for first in progress(range(0, len(z), IN_A_ROW), "Rendering", unit="sheet"):
             for gender in genders:
-                aged = self._at_every_age(z[first : first + IN_A_ROW], gender)
-                self._save_sheet("random", first, gender, aged, self.bins.names)
+                some = z[first : first + IN_A_ROW]
+                aged = self._age(Row([], some, None, [], []), self.bins.centres, gender)
+                self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(some))
         remove_further(self.folder, "random", genders, len(z))
 
-    def _at_every_age(self, z: np.ndarray, gender: int) -> np.ndarray:
-        """Returns each z [N, Z] at every bin's centre, young to old: uint8 [bins, N, S, S, C]."""
-        bins = len(self.bins)
-        images = self.generate(np.tile(z, (bins, 1)), np.repeat(self.bins.centres, len(z)), [gender])
-        return images.reshape(bins, len(z), *images.shape[1:])
+    def _row(self, portraits: list[Portrait]) -> Row:
+        images = np.stack([portrait.image for portrait in portraits])
+        z = self.encode(images)
+        if not self.detail:
+            return Row(portraits, z, None, [], [""] * len(z))
+        known = [portrait.label for portrait in portraits]
+        names = [portrait.name for portrait in portraits]
+        *own, estimated = own_labels(images, known, self.own_ages, self.own_genders, names)
+        labels = [
+            f"{'about ' * unsure}{age:.0f}, {GENDER_NAMES[gender]}"
+            for age, gender, unsure in zip(*own, estimated, strict=True)
+        ]
+        return Row(portraits, z, self.generate(z, *own), own[0], labels)
 
-    def _draw_sheet(self, first: int, row: list[Portrait], z: np.ndarray, gender: int) -> None:
-        """Draw faces: their photos where these are shown, themselves, as their labels say, and at every age."""
-        images = np.stack([portrait.image for portrait in row])
+    def _age(self, row: Row, ages: Sequence[float], gender: int, side: int | None = None) -> np.ndarray:
+        """Return a row at some ages in years: uint8 [ages, N, side, side, C], without detail [ages, N, S, S, C]."""
+        count = len(row.z)
+        aged = self.generate(np.tile(row.z, (len(ages), 1)), np.repeat(ages, count), [gender])
+        aged = aged.reshape(len(ages), count, *aged.shape[1:])
+        if row.own is None:
+            return aged
+        images = np.stack([portrait.image for portrait in row.portraits])
+        crops, made = self._crops(row, side), []
+        for age, one in zip(ages, aged, strict=True):
+            changes = edits(images, row.own, one, row.ages, age, self.detail)
+            made.append([apply_edit(crop, edit) for crop, edit in zip(crops, changes, strict=True)])
+        return np.asarray(made)
+
+    def _crops(self, row: Row, side: int | None) -> list[np.ndarray]:
+        """Return the faces at the size that they are drawn at, uint8 [side, side, C]; None: their own."""
+        if row.own is None:
+            return [portrait.image for portrait in row.portraits]
+        channels = row.own.shape[-1]
+        return [fit_image(Image.fromarray(one.crop), side or len(one.crop), channels) for one in row.portraits]
+
+    def age_photos(
+        self,
+        photos: Iterator[tuple[str, Path, Photo]],
+        genders: Sequence[int],
+        ages: Sequence[float],
+        years: Sequence[float],
+        animate: str,
+        film_side: int,
+    ) -> int:
+        """Write photos with faces aged in place, and films of them ("gif" or "mp4"); return the number of photos.
+
+        photos: those of `read_photos`; genders: none for everyone's own; ages: in years; years: relative to everyone's
+        own age; film_side: the longer side of a film in pixels.
+        """
+        count = 0
+        for name, path, photo in photos:
+            count += 1
+            own = photo.own_labels(self.own_ages, self.own_genders)
+            if len(photo.frames) > 1:
+                overview = framed(photo.image, photo.frames, OVERVIEW_SIDE)
+                save_image(self.folder / f"{name}_faces.png", np.asarray(overview))
+            rows = {f"{age:g}": [age] * len(own[0]) for age in ages}
+            rows |= {f"{year:+g}": relative_ages(own[0], year, photo.name) for year in years}
+            film = photo.on(shrunk(read_image(path), film_side)) if animate else None
+            for gender in genders or (None,):
+                to = own[1] if gender is None else [gender] * len(own[1])
+                suffix = f"_{GENDER_NAMES[to[0]]}" if len(set(to)) == 1 else ""
+                labels = own, to, self.detail, self.encode, self.generate
+                if rows:
+                    paths = [self.folder / f"{name}_{title}{suffix}" for title in rows]
+                    save_photos(paths, photo, photo.aged(list(rows.values()), *labels))
+                if film:
+                    older = years_there_and_back(self.bins)[: FILM_FRAMES // 2 + 1, np.newaxis]
+                    made = film.aged(older.repeat(len(to), axis=1), *labels)
+                    frames = [np.asarray(film.edited(face_edits)) for face_edits in made]
+                    path = self.folder / f"{name}{suffix}.{animate}"
+                    save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=GIF_BYTES)
+        return count
+
+    def blend_detail(
+        self, faces: list[Portrait], blended: Sequence[np.ndarray], ages: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the two faces of a blend, uint8 [2, s, s, C], and the blend with their detail, [2, N, s, s, C].
+
+        blended: the blend at each of two ages in years, uint8 [2, N, S, S, C]. The detail of one face fades into that
+        of the other.
+        """
+        row = self._row(faces)
+        side = max(len(row.z), min(DETAIL_SIDE, *(len(face.crop) for face in faces)))
+        crops, count = self._crops(row, side), len(blended[0])
+        images, made = np.stack([face.image for face in faces]), []
+        for age, one in zip(ages, blended, strict=True):
+            for share, image in zip(np.linspace(0, 1, count), one, strict=True):
+                changes = edits(images, row.own, image[np.newaxis], row.ages, age, self.detail)
+                first, second = (
+                    apply_edit(crop, edit).astype(float) for crop, edit in zip(crops, changes, strict=True)
+                )
+                made.append(np.rint((1 - share) * first + share * second).astype(np.uint8))
+        return np.stack(crops), np.reshape(made, (2, count, *crops[0].shape))
+
+    def _draw_sheet(self, first: int, row: Row, gender: int) -> None:
+        """Draw faces: their photos if these are shown, the input, the faces as labelled, and at every age."""
+        side = min(DETAIL_SIDE, max(len(one.crop) for one in row.portraits)) if self.detail else 0
+        side = max(side, row.portraits[0].image.shape[0])
+        images = np.stack(self._crops(row, side))
         rows, names = [images], ["input"]
-        if row[0].photo is not None:
-            rows.insert(0, np.stack([portrait.photo for portrait in row]))
+        channels = images.shape[-1]
+        if row.portraits[0].photo is not None:
+            rows.insert(0, np.stack([fit_image(one.photo, side, channels) for one in row.portraits]))
             names.insert(0, "photo")
-        labelled = [i for i, portrait in enumerate(row) if portrait.label]
+        labelled = [i for i, portrait in enumerate(row.portraits) if portrait.label]
         if labelled:
-            # what the network keeps of a person: the reconstruction at the label that the file's name says
-            ages, genders = zip(*(row[i].label for i in labelled), strict=True)
+            # what the network keeps of a person: the reconstruction at the labels of the file's name
+            ages, genders = zip(*(row.portraits[i].label for i in labelled), strict=True)
             centres = np.array(self.bins.centres)[self.bins.index(ages)]
+            rebuilt = self.generate(row.z[labelled], centres, genders)
             rows.append(np.full_like(images, 255))
-            rows[-1][labelled] = self.generate(z[labelled], centres, genders)
+            rows[-1][labelled] = [fit_image(to_image(image), side, channels) for image in rebuilt]
             names.append("as labelled")
-        self._save_sheet("test", first, gender, [*rows, *self._at_every_age(z, gender)], [*names, *self.bins.names])
+        aged = self._age(row, self.bins.centres, gender, side)
+        self._save_sheet("test", first, gender, [*rows, *aged], [*names, *self.bins.names], row.labels)
 
-    def _save_sheet(self, what: str, first: int, gender: int, rows: Sequence[np.ndarray], names: list[str]) -> None:
+    def _save_sheet(
+        self,
+        kind: str,
+        first: int,
+        gender: int,
+        rows: Sequence[np.ndarray],
+        names: list[str],
+        labels: Sequence[str],
+    ) -> None:
+        """Write a sheet: a column for each face, or of FEW faces or fewer a row for each, with the ages below."""
         suffix = f"_{first // IN_A_ROW + 1}" if first else ""
         title = f"as {GENDER_NAMES[gender]}"
-        path = self.folder / f"{what}_{title.replace(' ', '_')}{suffix}.png"
-        save_image(path, sheet(np.stack(rows), names, title=title))
+        path = self.folder / f"{kind}_{title.replace(' ', '_')}{suffix}.png"
+        rows = np.stack(rows)
+        if len(rows[0]) <= FEW and not first:
+            image = sheet(rows.swapaxes(0, 1), labels, names, title, captions_below=True)
+        else:
+            image = sheet(rows, names, labels if any(labels) else None, title)
+        save_image(path, image)
 
-    def _draw_ages(self, name: str, z: np.ndarray, ages: Sequence[float], gender: int) -> None:
+    def _draw_ages(self, row: Row, ages: Sequence[float], gender: int) -> None:
         """Write a face at each of some ages in years as an image of its own."""
-        for age, image in zip(ages, self.generate(z, ages, gender), strict=True):
-            save_image(self.folder / f"{name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+        for age, (image,) in zip(ages, self._age(row, ages, gender), strict=True):
+            save_image(self.folder / f"{row.portraits[0].name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
 
-    def _draw_film(self, portrait: Portrait, z: np.ndarray, gender: int, suffix: str) -> None:
-        """Draw a film of a face from young to old and back, with its age above, beside its photo where it is shown."""
-        older = np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
-        ages = np.concatenate([older, older[-2:0:-1]])
-        beside = [] if portrait.photo is None else [portrait.photo]
-        scale = int(np.ceil(FILM_SIDE / portrait.image.shape[0]))
+    def _draw_film(self, row: Row, gender: int, suffix: str) -> None:
+        """Draw a film of a face from young to old and back, with its age above, beside its photo if it is shown."""
+        portrait, ages = row.portraits[0], years_there_and_back(self.bins)
+        side = min(DETAIL_SIDE, len(portrait.crop)) if self.detail else portrait.image.shape[0]
+        images = self._age(row, ages, gender, side)[:, 0]
+        beside = [] if portrait.photo is None else [fit_image(portrait.photo, side, images.shape[-1])]
+        scale = int(np.ceil(FILM_SIDE / side))
         frames = [
             sheet(
                 np.stack([*beside, image]).repeat(scale, axis=1).repeat(scale, axis=2)[np.newaxis],
                 [""],
                 [*(["photo"] * len(beside)), f"{age:.0f} years"],
             )
-            for age, image in zip(ages, self.generate(z, ages, gender), strict=True)
+            for age, image in zip(ages, images, strict=True)
         ]
         path = self.folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
         save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
@@ -238,13 +383,13 @@ class Renderer:
 def blend_labels(
     faces: Sequence[Portrait], paths: Sequence, ages: Sequence[float], genders: Sequence[int]
 ) -> tuple[Sequence[float], Sequence[int]]:
-    """Returns the (ages, genders) of the two faces of a blend: those given, or else those that the files' names say.
+    """Return the (ages, genders) of the two faces of a blend: those requested, else those of the files' names.
 
     Raises InputError where a label is missing.
     """
     first, second = paths
-    for given, flag in ((ages, "age A,B"), (genders, "gender")):
-        if not given and not all(face.label for face in faces):
+    for requested, flag in ((ages, "age A,B"), (genders, "gender")):
+        if not requested and not all(face.label for face in faces):
             raise InputError(f"{first} and {second} are not both named after age and gender: give --{flag}")
     ages = ages or [face.label[0] for face in faces]
     genders = gender_numbers(genders or [face.label[1] for face in faces])
@@ -256,7 +401,7 @@ def blend_labels(
 
 
 def draw_blend(path: Path, ends: np.ndarray, blended: np.ndarray, ages: Sequence[float]) -> None:
-    """Draw the way between two faces, uint8 [2, S, S, C]: a row, uint8 [N, S, S, C], for each of the two ages."""
+    """Draw a blend of two faces, uint8 [2, S, S, C]: a row, uint8 [N, S, S, C], for each of the two ages."""
     inputs = np.full_like(blended[0], 255)
     inputs[[0, -1]] = ends
     save_image(path, sheet(np.stack([inputs, *blended]), ["input", *(f"at {age:g}" for age in ages)]))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import main
 from FaceAging import FaceAging
-from support.portraits import FRAME_COLOR, framed
+from support.pictures import FRAME_COLOR, framed
 from tests.conftest import TINY
 
 NAME = "54_1_0_2017010100000000{}.jpg"  # of UTKFace's kind
@@ -51,7 +51,7 @@ def test_sheets_show_where_each_face_was_found_where_it_is_asked_for(photos, tmp
 
 def test_the_frame_lies_round_the_face(portrait):
     frame = np.array([[100.0, 0, 50], [0, 100, 100]])  # a square of 100 pixels at (50, 100)
-    pixels = np.asarray(framed(portrait, frame, 300))
+    pixels = np.asarray(framed(portrait, [frame], 300))
     drawn = np.argwhere((pixels == FRAME_COLOR).all(axis=-1))
     left = (300 - 256) // 2
     assert np.abs(drawn.min(axis=0) - (100, left + 50)).max() <= 4

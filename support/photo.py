@@ -1,0 +1,299 @@
+"""Aging at a photo's own resolution: detail transfer, and faces pasted back into their photo.
+
+The generator gives the change from one age to another, the photo everything else. The change is computed at the
+network's resolution as an edit, a scale and an offset for each pixel, and enlarged to the pixels of the photo.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from support import recognition
+from support.alignment import DetectedFace, Detections, apply, find_faces, looks_aligned, side_of
+from support.errors import InputError, printable
+from support.files import atomic_write
+from support.images import fit_image, from_srgb, read_full, read_image, to_image
+from support.labels import FEMALE, GENDER_NAMES, MALE, UNKNOWN, parse_name
+
+# docs/experiments.md has what was measured. Lengths are fractions of the face's side, changes those of [-1, 1].
+BLUR = 3 / 128  # standard deviation of the filter that averages the change
+COARSE = 4 / 128  # standard deviation of the filter that divides detail into coarse and fine
+FADE_COARSE, FADE_FINE = 0.08, 0.3  # change at which detail has faded to 1 / e
+WRINKLES_FROM, WRINKLES_IN = 30, 30  # the age in years from which wrinkles develop, and the years that they take
+WEAK = 0.1  # mean fine detail of which half is wrinkles
+AROUND = 1.5 / 128  # standard deviation of the filter that averages fine detail
+FACE = (0.5, 0.45), (0.5, 0.56)  # centre and radii of an ellipse: hair and background beyond it change less
+FACE_EDGE = 0.9, 1.2  # radii between which the change fades
+FEATHER = 0.12  # width of the border in which a pasted face passes into its photo
+SOFTNESS = 0.05  # width of the passage from one of two overlapping faces to the other
+ENLARGED = 512  # pixels a side to which an edit is enlarged by a bicubic filter, further by a bilinear one
+STRIP_PIXELS = 2_000_000  # pixels edited at a time: bounds the memory of a large face
+WRITERS = 2  # photos encoded at a time
+QUALITY = {"quality": 95, "subsampling": 0}
+# How a photo of each format is written, other formats as PNG. PNG's default compression takes seconds for a photo.
+FORMATS = {
+    "JPEG": (".jpg", QUALITY),
+    "MPO": (".jpg", QUALITY),
+    "PNG": (".png", {"compress_level": 1}),
+    "WEBP": (".webp", {"quality": 95}),
+    "TIFF": (".tif", {}),
+    "BMP": (".bmp", {}),
+}
+
+
+def edits(
+    faces: np.ndarray,
+    own: np.ndarray,
+    aged: np.ndarray,
+    own_ages: Sequence[float],
+    ages: Sequence[float],
+    detail: float,
+) -> np.ndarray:
+    """Return edits, float32 [N, S, S, 1 + C], that take faces to another age and keep their detail.
+
+    faces: what the encoder sees; own, aged: the generated faces at their own age and at another, uint8 [N, S, S, C]
+    each; own_ages, ages: in years, [N] or one; detail: D from 0 (the generated face) to 1. An edit takes a pixel x in
+    [0, 255] to x + edit[0] * x + edit[1:], which is
+
+        m * (aged + D * (w_coarse * coarse + w_fine * fine)) + (1 - m) * x,  coarse + fine = x - own,
+
+    w = exp(-(change / fade)^2), where w_fine is lower for weak fine detail of old people who get younger; m is 1 in an
+    ellipse around the face and 1 - D far from it.
+    """
+    faces, own, aged = (images.astype(np.float32) for images in (faces, own, aged))
+    side = faces.shape[1]
+    change = _blur(np.abs(aged - own).mean(axis=-1, keepdims=True), BLUR * side) / 127.5
+    coarse_weight, fine_weight = (np.exp(-np.square(change / fade)) for fade in (FADE_COARSE, FADE_FINE))
+    coarse = _blur(faces - own, COARSE * side)
+    strength = _blur(np.abs(faces - own - coarse).mean(axis=-1, keepdims=True), AROUND * side) / 127.5
+    wrinkles = np.clip((np.asarray(own_ages) - np.maximum(ages, WRINKLES_FROM)) / WRINKLES_IN, 0, 1)
+    fine_weight = fine_weight * (1 - wrinkles.reshape(-1, 1, 1, 1) / (1 + np.square(strength / WEAK)))
+    offset = aged + detail * ((coarse_weight - fine_weight) * coarse - fine_weight * own)
+    scale = detail * fine_weight - 1
+    places = (np.arange(side) + 0.5) / side
+    across, down = ((places - middle) / radius for middle, radius in zip(*FACE, strict=True))
+    beyond = (np.hypot(across, down[:, np.newaxis]) - FACE_EDGE[0]) / (FACE_EDGE[1] - FACE_EDGE[0])
+    mask = 1 - detail * smoothstep(beyond)[..., np.newaxis]
+    return (mask * np.concatenate([scale, offset], axis=-1)).astype(np.float32)
+
+
+def smoothstep(x: np.ndarray) -> np.ndarray:
+    """Return x in [0, 1], limited and with even ends."""
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _blur(images: np.ndarray, sigma: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter  # importing SciPy is slow
+
+    return gaussian_filter(images, (0, sigma, sigma, 0))
+
+
+def apply_edit(pixels: np.ndarray, edit: np.ndarray, frame: np.ndarray | None = None) -> np.ndarray:
+    """Return pixels, uint8 [H, W, C], with an edit applied; those outside the frame are unchanged.
+
+    edit: float32 [S, S, 2 or 1 + C]; frame: float [2, 3], the map from the edit's unit square to pixels, by default
+    the whole array.
+    """
+    height, width = pixels.shape[:2]
+    frame = np.array([(width, 0, 0), (0, height, 0)]) if frame is None else frame
+    side = int(np.clip(round(side_of(frame)), 1, max(ENLARGED, len(edit))))
+    # PIL's affine transform needs the map from output pixels to input pixels
+    inverse = np.linalg.inv(frame[:, :2]) * side
+    data = np.column_stack([inverse, -inverse @ frame[:, 2]]).ravel()
+    scale, *offset = (
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(edit[..., i]))
+            .resize((side, side), Image.Resampling.BICUBIC)
+            .transform((width, height), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+        )
+        for i in range(edit.shape[-1])
+    )
+    edited = np.empty_like(pixels)
+    for i in range(pixels.shape[2]):
+        channel = pixels[..., i] * (1 + scale) + offset[min(i, len(offset) - 1)]
+        edited[..., i] = np.clip(np.rint(channel), 0, 255)
+    return edited
+
+
+def feathered(edit: np.ndarray, frame: np.ndarray, others: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """Return an edit that fades out towards the border of its square and towards overlapping faces.
+
+    edit: float32 [S, S, 1 + C]; frame, others: the maps [2, 3] from the unit squares of this face and of the photo's
+    other faces to pixels.
+    """
+    places = (np.arange(len(edit)) + 0.5) / len(edit)
+    border = smoothstep(np.minimum(places, 1 - places) / FEATHER)
+    weight = np.outer(border, border)
+    square = np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+    for other in others:
+        theirs = (apply(frame, square) - other[:, 2]) @ np.linalg.inv(other[:, :2]).T
+        farther = np.linalg.norm(square - 0.5, axis=1) - np.linalg.norm(theirs - 0.5, axis=1)
+        weight /= 1 + np.exp(np.clip(farther / SOFTNESS, -50, 50)).reshape(weight.shape)
+    return edit * weight[..., np.newaxis].astype(np.float32)
+
+
+class Photo(NamedTuple):
+    """A photo at its own size, and the faces in it."""
+
+    name: str  # to print
+    image: Image.Image  # L, LA, RGB or RGBA, upright, in the colours of its ICC profile
+    format: str | None  # Pillow's name of the format of its file
+    frames: list[np.ndarray]  # of each face from left to right, the map [2, 3] from its unit square to pixels
+    chosen: list[int]  # which F of them are aged
+    faces: np.ndarray  # what the encoder sees of those, uint8 [F, S, S, C] in sRGB
+    label: tuple[int, ...]  # the (age, gender) of the file's name if the photo shows one face, else ()
+
+    def own_labels(self, own_ages: Sequence[float], own_genders: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Return the own ages and genders of the chosen faces: see the function."""
+        names = [self.name if len(self.frames) == 1 else f"{self.name}, face {i + 1}" for i in self.chosen]
+        return own_labels(self.faces, [self.label] * len(names), own_ages, own_genders, names)[:2]
+
+    def on(self, image: Image.Image) -> "Photo":
+        """Return the photo with its image at another size."""
+        scale = image.width / self.image.width
+        return self._replace(image=image, frames=[scale * frame for frame in self.frames])
+
+    def edited(self, face_edits: np.ndarray) -> Image.Image:
+        """Return a copy of the image with an edit applied to each chosen face, [F, S, S, 1 + C]."""
+        image = self.image.copy()
+        for index, edit in zip(self.chosen, face_edits, strict=True):
+            frame = self.frames[index]
+            edit = feathered(edit, frame, [other for i, other in enumerate(self.frames) if i != index])
+            for box in _strips(frame, image.size):
+                part = np.array(image.crop(box))
+                colours = part if part.ndim == 2 else part[..., : 3 if part.shape[2] > 2 else 1]
+                shift = np.array([(0, 0, box[0]), (0, 0, box[1])])
+                colours[...] = apply_edit(np.atleast_3d(colours), edit, frame - shift).reshape(colours.shape)
+                image.paste(Image.fromarray(part, image.mode), box)
+        return image
+
+    def in_own_colours(self, images: np.ndarray) -> np.ndarray:
+        """Return images, uint8 [N, S, S, C] in sRGB, in the photo's colours: uint8 [N, S, S, 1 or 3]."""
+        column = to_image(images.reshape(-1, *images.shape[2:])).convert("RGB")
+        mode = self.image.mode.removesuffix("A")
+        return np.asarray(from_srgb(column, self.image.info.get("icc_profile"), mode)).reshape(*images.shape[:3], -1)
+
+    def aged(
+        self,
+        ages: np.ndarray,
+        own: tuple[Sequence[float], Sequence[int]],
+        genders: Sequence[int],
+        detail: float,
+        encode: Callable,
+        generate: Callable,
+    ) -> list[np.ndarray]:
+        """Return the edits, [F, S, S, 1 + C], that take the chosen faces to each of K ages.
+
+        ages: float [K, F] in years; own: their own ages and genders; genders: [F]; encode, generate: those of
+        FaceAging.
+        """
+        count, z = len(ages), encode(self.faces)
+        all_ages, all_genders = [*own[0], *np.ravel(ages)], [*own[1], *list(genders) * count]
+        made = self.in_own_colours(generate(np.tile(z, (count + 1, 1)), all_ages, all_genders))
+        made = made.reshape(count + 1, len(z), *made.shape[1:])
+        faces = self.in_own_colours(self.faces)
+        return [edits(faces, made[0], one, own[0], row, detail) for one, row in zip(made[1:], ages, strict=True)]
+
+
+def _strips(frame: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes of about STRIP_PIXELS or less that cover the part of a face's square within an image."""
+    corners = apply(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
+    left, top = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, size).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)).astype(int), 0, size).tolist()
+    height = max(1, STRIP_PIXELS // max(1, right - left))
+    for y in range(top, bottom if right > left else top, height):
+        yield left, y, right, min(y + height, bottom)
+
+
+def read_photo(source, size_image: int, channels: int, align: bool = False, numbers: Sequence[int] = ()) -> Photo:
+    """Read a photo, a path, an image or an array, uint8 [H, W, 1 or 3], and find its faces.
+
+    Without align a photo that is as a whole an aligned face is that one face; in any other faces are found. numbers:
+    of the faces to age, from left to right, 1 the first; () for all. Raises InputError where it cannot be read, or
+    shows no face or none of a number.
+    """
+    if isinstance(source, str | Path):
+        name, reduced, (image, file_format) = printable(str(source)), read_image(source), read_full(source)
+    else:
+        image = source if isinstance(source, Image.Image) else to_image(np.asarray(source))
+        name, reduced, file_format = "the photo", image.convert("RGB"), image.format
+    faces = [fit_image(reduced, size_image, channels)]
+    if not align and looks_aligned(faces[0]):
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        frames = [np.array([(side, 0, left), (0, side, top)], float)]
+    else:
+        found = report_faces(find_faces(reduced), name)
+        scale = round(image.width / reduced.width)  # `read_image` reduces large photos by whole numbers
+        frames = [scale * one.frame for one in found]
+        faces = [fit_image(Image.fromarray(one.image), size_image, channels) for one in found]
+    if not frames:
+        raise InputError(f"no face found in {name}")
+    if wrong := [number for number in numbers if not 1 <= number <= len(frames)]:
+        raise InputError(f"no face {wrong[0]} in {name}, which shows {len(frames)}: give --face 1 to {len(frames)}")
+    label = labels_of_name(source) if isinstance(source, str | Path) and len(frames) == 1 else ()
+    chosen = [number - 1 for number in numbers] or list(range(len(frames)))
+    return Photo(name, image, file_format, frames, chosen, np.stack([faces[i] for i in chosen]), label)
+
+
+def labels_of_name(path: str | Path) -> tuple[int, ...]:
+    """Return the (age, gender) of a file's name, or () where it lacks one of them."""
+    _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
+    return () if UNKNOWN in label else tuple(label)
+
+
+def report_faces(found: Detections, name: str) -> list[DetectedFace]:
+    """Return the faces found in a photo; print how many there are and what was rejected."""
+    if found.rejected:
+        tqdm.write(f"{name}: {len(found.rejected)} detections rejected, such as {found.rejected[0]}")
+    if len(found.faces) > 1:
+        tqdm.write(f"{len(found.faces)} faces in {name}, numbered from left to right")
+    return found.faces
+
+
+def own_labels(
+    faces: np.ndarray,
+    known: Sequence[tuple],
+    own_ages: Sequence[float],
+    own_genders: Sequence[int],
+    names: Sequence[str],
+) -> tuple[list[float], list[int], list[bool]]:
+    """Return the own ages and genders of N named faces, uint8 [N, S, S, C], and whether they are estimates.
+
+    They are those known, (age, gender) or () for each face, else own_ages and own_genders, one for all or one for each,
+    else estimates of the included age network, which are printed. Raises InputError for another number of labels.
+    """
+    count, columns = len(faces), []
+    for flag, values in (("own_age", own_ages), ("own_gender", own_genders)):
+        if len(values) not in (0, 1, count):
+            raise InputError(f"--{flag} has {len(values)} values for {count} faces: give one, or one for each face")
+        columns.append(list(values) * (count // len(values)) if len(values) else [None] * count)
+    labels = [label or given for label, given in zip(known, zip(*columns, strict=True), strict=True)]
+    estimated = [None in label for label in labels]
+    if any(estimated):
+        for i, (age, female) in enumerate(zip(*recognition.ages_and_genders(faces), strict=True)):
+            if estimated[i]:
+                age = float(age) if labels[i][0] is None else labels[i][0]
+                gender = (FEMALE if female > 0.5 else MALE) if labels[i][1] is None else labels[i][1]
+                labels[i] = age, gender
+                tqdm.write(f"{names[i]}: about {age:.0f}, {GENDER_NAMES[gender]} (estimated; --own_age, --own_gender)")
+    return [age for age, _ in labels], [gender for _, gender in labels], estimated
+
+
+def save_photos(paths: Sequence[Path], photo: Photo, photo_edits: Sequence[np.ndarray]) -> None:
+    """Write a photo with each of some edits, to paths without a suffix, in a format of FORMATS: its own or PNG."""
+    suffix, options = FORMATS.get(photo.format, FORMATS["PNG"])
+
+    def save(path: Path, face_edits: np.ndarray) -> None:
+        image = photo.edited(face_edits)
+        with atomic_write(path.with_name(path.name + suffix)) as temporary:
+            image.save(temporary, icc_profile=image.info.get("icc_profile"), **options)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(save, paths, photo_edits))

@@ -1,0 +1,254 @@
+"""Photos aged in place: detail kept, faces pasted back, whole photos and films, and what is refused."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+import main
+from FaceAging import FaceAging
+from support.alignment import find_faces
+from support.errors import InputError
+from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_labels, read_photo
+from tests.conftest import TINY
+
+SQUARE = np.array([(1.0, 0, 0), (0, 1, 0)])  # the frame of a photo of one pixel
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FaceAging(**TINY)
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    """A public-domain photo of one person, which matplotlib brings along."""
+    path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
+    return Image.open(path).convert("RGB").resize((256, 300))
+
+
+@pytest.fixture(scope="module")
+def pair(portrait):
+    """A photo of two people."""
+    image = Image.new("RGB", (512, 300))
+    image.paste(portrait, (0, 0))
+    image.paste(portrait, (256, 0))
+    return image
+
+
+def random_images(count: int, side: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), np.uint8)
+
+
+def test_without_detail_an_edit_gives_the_generated_face():
+    face, own, aged = random_images(3)[:, np.newaxis]
+    (edit,) = edits(face, own, aged, [30], [60], detail=0)
+    assert np.abs(apply_edit(face[0], edit).astype(int) - aged[0]).max() <= 1
+
+
+def test_all_detail_of_an_unchanged_face_gives_the_photo():
+    face, own = random_images(2)[:, np.newaxis]
+    (edit,) = edits(face, own, own, [30], [30], detail=1)
+    photo = random_images(1, side=100)[0]
+    coarse = np.full((1, 32, 32, 3), 90, np.uint8)
+    (even,) = edits(coarse, coarse, coarse, [30], [30], detail=1)
+    assert np.array_equal(apply_edit(photo, even), photo)
+    assert np.abs(apply_edit(face[0], edit).astype(int) - face[0]).mean() < 0.5
+
+
+def test_detail_fades_where_the_face_changes_and_wrinkles_go_with_the_years():
+    face = np.full((1, 32, 32, 3), 128, np.uint8)
+    face[:, ::2] += 6  # weak fine detail
+    own = np.full((1, 32, 32, 3), 131, np.uint8)
+
+    def kept(aged, age):
+        (edit,) = edits(face, own, aged, [70], [age], detail=1)
+        return np.abs(np.diff(apply_edit(face[0], edit)[12:20, 12:20].astype(int), axis=0)).mean()
+
+    assert kept(own, 70) == pytest.approx(6, abs=0.5)
+    assert kept(own + 100, 70) < 1
+    assert kept(own, 20) < 1 < 2 < kept(own, 60)
+
+
+def test_edits_of_many_faces_are_those_of_each():
+    faces, own, aged = (random_images(4, seed=seed) for seed in range(3))
+    together = edits(faces, own, aged, [20, 40, 60, 80], [70, 10, 30, 50], detail=1)
+    alone = edits(faces[2:3], own[2:3], aged[2:3], [60], [30], detail=1)
+    np.testing.assert_allclose(together[2:3], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180, 250])
+def test_a_pasted_face_changes_its_square_and_no_other_pixel(degrees):
+    turn = np.deg2rad(degrees)
+    axes = 60 * np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    frame = np.column_stack([axes, np.array([75, 75]) - axes @ (0.5, 0.5)])
+    photo = random_images(1, side=150)[0]
+    edit = feathered(np.ones((32, 32, 4), np.float32) * (-1, 40, 50, 60), frame)  # an even colour
+    pixels = apply_edit(photo, edit.astype(np.float32), frame)
+    y, x = np.mgrid[:150, :150] + 0.5
+    u, v = np.linalg.inv(axes) @ (np.stack([x.ravel(), y.ravel()]) - frame[:, 2:])
+    outside = (np.minimum(u, v) < 0) | (np.maximum(u, v) > 1)
+    inside = (np.minimum(u, v) > FEATHER + 0.05) & (np.maximum(u, v) < 0.95 - FEATHER)
+    assert np.array_equal(pixels.reshape(-1, 3)[outside], photo.reshape(-1, 3)[outside])
+    assert (pixels.reshape(-1, 3)[inside] == (40, 50, 60)).all()
+
+
+def test_of_overlapping_faces_each_pixel_belongs_to_the_nearer():
+    frames = [np.array([(60.0, 0, left), (0, 60, 20)]) for left in (10, 40)]
+    edit = np.ones((32, 32, 4), np.float32)
+    first, second = (feathered(edit, frames[i], [frames[1 - i]])[16, :, 0] for i in (0, 1))
+    assert first[14] > 0.9 and first[-6] < 0.1  # its middle, and the middle of the other
+    np.testing.assert_allclose(first[::-1], second, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-70, -30, 90])
+def test_a_square_beyond_the_edge_of_the_photo_is_cut(shift):
+    image = Image.fromarray(random_images(1, side=100)[0])
+    frame = np.array([(60.0, 0, shift), (0, 60, 20)])
+    photo = Photo("photo", image, None, [frame], [0], random_images(1), ())
+    edited = photo.edited(np.ones((1, 32, 32, 4), np.float32) * np.float32((-1, 9, 9, 9)))
+    assert edited.size == image.size
+    assert np.array_equal(np.asarray(edited), np.asarray(image)) == (shift == -70)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_photos_of_every_mode_keep_it_and_their_alpha(model, tmp_path, portrait, mode):
+    image = portrait.convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda alpha: 200 + alpha // 5))
+    image.save(tmp_path / "me.png")
+    model.save_dir = tmp_path
+    assert model.age_photos([tmp_path / "me.png"], [8], ["male"], own_ages=[77], own_genders=[1]) == 1
+    aged = Image.open(tmp_path / "test/me_8_male.png")
+    assert (aged.mode, aged.size) == (mode, image.size)
+    changed = np.atleast_3d(np.asarray(aged) != np.asarray(image)).any(axis=2)
+    assert 0.05 < changed.mean() < 0.3 and not changed[180:].any() and not changed[:, :50].any()
+    if mode.endswith("A"):
+        assert np.array_equal(np.asarray(aged)[..., -1], np.asarray(image)[..., -1])
+
+
+def test_a_photo_keeps_format_size_profile_and_is_turned_upright(model, tmp_path, portrait):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    turned = Image.Exif()
+    turned[0x112] = 6
+    portrait.rotate(90, expand=True).save(tmp_path / "me.jpg", exif=turned, icc_profile=profile, quality=98)
+    model.save_dir = tmp_path
+    model.age_photos([tmp_path / "me.jpg"], [8], own_ages=[77], own_genders=[1])
+    aged = Image.open(tmp_path / "test/me_8_female.jpg")
+    assert aged.format == "JPEG" and aged.size == portrait.size and aged.getexif().get(0x112, 1) == 1
+    assert aged.info["icc_profile"] == profile
+    assert np.abs(np.asarray(aged)[180:].astype(int) - np.asarray(portrait)[180:]).mean() < 3
+
+
+def test_the_faces_of_a_photo_are_numbered_and_aged_as_asked(model, tmp_path, pair, capsys):
+    pair.save(tmp_path / "two.png")
+    model.save_dir = tmp_path
+    own = {"own_ages": [77, 30], "own_genders": [1]}
+    assert model.age_photos([tmp_path / "two.png"], years=[20, -50], **own) == 1
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {
+        "two_+20_female.png",
+        "two_-50_female.png",
+        "two_faces.png",  # fmt: skip
+    }
+    assert "-50 years is outside 0-120 for face 2" in capsys.readouterr().out
+    assert model.age_photos([tmp_path / "two.png"], [8], faces=[2], own_ages=[77], own_genders=[1]) == 1
+    changed = (iio.imread(tmp_path / "test/two_8_female.png") != np.asarray(pair)).any(axis=(0, 2))
+    assert not changed[:256].any() and changed[256:].any()
+
+
+def test_python_ages_a_photo_and_returns_images(model, pair):
+    pixels = np.asarray(pair)
+    images = model.age_photo(pixels, [8, 65], own_ages=[77], own_genders=["female"])
+    assert [(image.shape, image.dtype) for image in images] == [(pixels.shape, np.uint8)] * 2
+    only = model.age_photo(pixels, [8], faces=[1], own_ages=[77], own_genders=["female"])[0]
+    assert np.array_equal(only[:, 256:], pixels[:, 256:])
+    with pytest.raises(InputError, match="no face found"):
+        model.age_photo(np.zeros((200, 200, 3), np.uint8), [8])
+
+
+def test_images_keep_their_size_with_detail(model, faces):
+    images = np.stack([np.asarray(Image.open(face.path).resize((70, 60))) for face in faces[:3]])
+    ages, genders = [face.age for face in faces[:3]], [face.gender for face in faces[:3]]
+    aged = model.age(images, 65, 1, detail=1, own_ages=ages, own_genders=genders)
+    assert aged.shape == (3, 60, 60, 3) and aged.dtype == np.uint8
+    assert model.age(images[:1], [5, 30, 65], 1, detail=0.5, own_ages=30, own_genders=1).shape == (3, 60, 60, 3)
+    assert np.array_equal(model.age(images, 65, 1, detail=0), model.age(images, 65, 1))
+
+
+def test_an_aligned_face_is_pasted_into_itself(model, tmp_path):
+    face = Path("demo/faces/01_1F25.png").resolve()
+    photo = read_photo(face, 32, 3)
+    assert len(photo.frames) == 1 and photo.label == (25, 1)
+    np.testing.assert_allclose(photo.frames[0][:, :2], np.eye(2) * photo.image.width)
+
+
+def test_labels_come_from_names_then_flags_then_the_age_network(capsys):
+    images = random_images(3, 64)
+    ages, genders, estimated = own_labels(images, [(25, 1), (), ()], [40], [], ["a", "b", "c"])
+    assert ages == [25, 40, 40] and genders[0] == 1 and estimated == [False, True, True]
+    printed = capsys.readouterr().out
+    assert "b: about 40" in printed and "a:" not in printed
+    with pytest.raises(InputError, match="2 values for 3 faces"):
+        own_labels(images, [()] * 3, [40, 50], [], ["a", "b", "c"])
+
+
+def test_a_film_shows_the_whole_photo_from_young_to_old_and_back(model, tmp_path, portrait):
+    portrait.save(tmp_path / "me.png")
+    model.save_dir = tmp_path
+    model.age_photos([tmp_path / "me.png"], animate="gif", film_side=100, own_ages=[77], own_genders=[1])
+    frames = iio.imread(tmp_path / "test/me_female.gif", index=None)
+    assert len(frames) >= 40 and frames.shape[1:3] == (100, 85)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--detail=2"], "2 is not a number within 0-1"),
+        (["--detail=1", "--own_age=300"], "300 is not an age"),
+        (["--detail=1", "--own_gender=man"], "man is not male, female"),
+        (["--own_age=30"], "--own_age is for --detail: add --detail 1"),
+        (["--years=+20"], "--years is for --paste: add --paste True"),
+        (["--face=2"], "--face is for --paste"),
+        (["--paste=True", "--random=3"], "leave out --random"),
+        (["--detail=1", "--random=3"], "leave out --detail"),
+        (["--paste=True", "--testdir=two.png", "--face=9"], "no face 9 in two.png, which shows 2"),
+        (["--paste=True", "--testdir=two.png", "--own_age=1,2,3"], "3 values for 2 faces"),
+        (["--paste=True", "--testdir=empty.png"], "no face found in empty.png"),
+        (["--paste=True", "--years=x"], "x is not a number of years"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(flags, message, tmp_path, pair, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    FaceAging(**TINY, save_dir="run").save_checkpoint()
+    pair.save("two.png")
+    Image.new("RGB", (300, 200), "grey").save("empty.png")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    try:
+        status = main.main(["--is_train=False", "--savedir=run", *flags])
+    except SystemExit as error:
+        status = error.code
+    errors = capsys.readouterr().err
+    assert status == 2 and message in errors and errors.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_main_pastes_a_photo_at_every_bin_unless_ages_are_given(tmp_path, portrait, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    FaceAging(**TINY, save_dir="run").save_checkpoint()
+    portrait.save("me.png")
+    flags = ["--is_train=False", "--savedir=run", "--paste=True", "--testdir=me.png", "--own_age=77"]
+    assert main.main(flags) == 0
+    assert "1 photo aged" in capsys.readouterr().out
+    assert len(list(Path("run/test").iterdir())) == 10
+    assert main.main([*flags, "--years=-20", "--gender=both", "--own_gender=female"]) == 0
+    assert {path.name for path in Path("run/test").glob("me_-*")} == {"me_-20_female.png", "me_-20_male.png"}
+
+
+def test_a_pasted_face_is_found_again_where_it_was(model, portrait):
+    before = find_faces(portrait).faces[0]
+    (aged,) = model.age_photo(np.asarray(portrait), [77], detail=1, own_ages=[77], own_genders=[1])
+    after = find_faces(Image.fromarray(aged)).faces[0]
+    assert np.abs(before.points - after.points).max() < 6
