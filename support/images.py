@@ -93,13 +93,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise BadImage(path, reason(error)) from error
 
 
-def read_image(path: str | Path, most: int = MANY_PIXELS) -> Image.Image:
+def read_image(path: str | Path, most: int | None = None) -> Image.Image:
     """Return an image as RGB in sRGB, rotated by its EXIF orientation, with transparent pixels over white.
 
-    Images of more than `most` pixels are reduced. Raises BadImage (an InputError), with the file's name, if the image
-    cannot be read.
+    Images of more than `most` pixels, by default MANY_PIXELS, are reduced. Raises BadImage (an InputError), with the
+    file's name, if the image cannot be read.
     """
     with open_image(path) as image:
+        most = most or MANY_PIXELS
         factor = _reduction(image, most)
         if factor > 1:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
             image.draft(image.mode, (image.width // factor, image.height // factor))

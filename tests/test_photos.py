@@ -42,11 +42,11 @@ def photos(tmp_path, portrait, monkeypatch):
 
 def test_sheets_show_where_each_face_was_found_where_it_is_asked_for(photos, tmp_path):
     model = FaceAging(**TINY, save_dir=tmp_path / "save")
-    heights = []
+    widths = []
     for photo in (False, True):
         assert model.test([photos / NAME.format(3)], genders=[0], align=True, photo=photo) == 2
-        heights.append(iio.imread(tmp_path / "save/test/test_as_male.png").shape[0])
-    assert heights[1] >= heights[0] + TINY["size_image"]  # a row more
+        widths.append(iio.imread(tmp_path / "save/test/test_as_male.png").shape[1])
+    assert widths[1] >= widths[0] + TINY["size_image"]  # a column more
 
 
 def test_the_frame_lies_round_the_face(portrait):
