@@ -7,21 +7,11 @@ from pathlib import Path
 
 from support.alignment import align_dataset, aligned_name, doubt_alignment, photos_name
 from support.batches import count_seen, train_val_split
-from support.config import read_config
+from support.config import MODEL, TRAINING, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, printable
 from support.files import write_json
-from support.flags import (
-    AGING,
-    DEMO_FACES,
-    GENDERS,
-    MODEL,
-    TRAINING,
-    check_aging,
-    check_sizes,
-    parse_flags,
-    restore_flags,
-)
+from support.flags import AGING, DEMO_FACES, GENDERS, check_aging, parse_flags
 from support.labels import AgeBins
 from support.pretrained import included_model
 from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence

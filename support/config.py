@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import platform
+from argparse import Namespace
 from collections.abc import Sequence
 from math import log2
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.errors import InputError
 from support.files import write_json
 from support.labels import AGE_BOUNDS
 from support.losses import PRESETS, complete_weights
+from support.pretrained import included_model
 
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy's generator accepts
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -25,26 +27,29 @@ SCHEDULES = {
 }
 CHOICES = {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}  # of flags of these names
 # --recipe: the training flags that each sets; flags given themselves take precedence
+ADAM = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "schedule": "constant"}
+MUON = {"optimizer": "muon", "learning_rate": 6e-4, "schedule": "cosine"}
+AGING = {"num_z_channels": 200, "balance": True, "flip": True}
 RECIPES = {
-    "paper": {
-        "loss_weights": PRESETS["default"],
-        "num_z_channels": 50,
-        "balance": False,
-        "flip": False,
-        "optimizer": "adam",
-        "learning_rate": LEARNING_RATE,
-        "schedule": "constant",
-    },
-    "aging": {
-        "loss_weights": PRESETS["aging"] | {"classifier": 5e-3},
-        "num_z_channels": 200,
-        "balance": True,
-        "flip": True,
-        "optimizer": "muon",
-        "learning_rate": 6e-4,
-        "schedule": "cosine",
-    },
+    "paper": {"loss_weights": PRESETS["default"], "num_z_channels": 50, "balance": False, "flip": False, **ADAM},
+    "aging": {"loss_weights": PRESETS["aging"], **AGING, **ADAM},  # of the included aging model
+    "muon": {"loss_weights": PRESETS["aging"] | {"classifier": 5e-3}, **AGING, **MUON},  # so far only a prototype
 }
+# config.json records these flags: those of MODEL under "model", by the names of Hyperparameters, those of TRAINING
+# under "training"
+MODEL = {
+    "image_size": "size_image",
+    "channels": "num_input_channels",
+    "num_encoder_channels": "num_encoder_channels",
+    "num_z_channels": "num_z_channels",
+    "num_gen_channels": "num_gen_channels",
+    "age_bounds": "age_bounds",
+    "batch_size": "size_batch",
+    "precision": "precision",
+    "seed": "seed",
+}
+SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
+TRAINING = ("dataset", "optimizer", "learning_rate", "schedule", "loss_weights", "balance", "flip", "unknown_gender")
 
 
 @dataclasses.dataclass(eq=False)
@@ -179,3 +184,44 @@ def write_config(save_dir: Path, model: dict, training: dict) -> None:
 
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
     write_json(save_dir / "config.json", {"model": model, "training": training, "versions": versions})
+
+
+def dataset_name(text: str) -> str:
+    """Return the name of a data set, which may be written data/NAME/."""
+    return Path(text).as_posix().removeprefix("data/")
+
+
+def restore_flags(flags: Namespace, explicit: set[str], config: dict, folder: Path) -> None:
+    """Set the flags that the config of the run in the folder records. Raises InputError if an explicit one differs."""
+    if not config:
+        return
+    recorded = {flag: config["model"][name] for flag, name in MODEL.items()}
+    recorded |= {flag: config["training"][flag] for flag in TRAINING if flag in config["training"]}
+    if "dataset" in recorded:
+        recorded["dataset"] = dataset_name(recorded["dataset"])
+    for flag, value in recorded.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if flag in explicit and getattr(flags, flag) not in (value, "auto"):
+            raise InputError(
+                f"--{flag} is {as_flag(getattr(flags, flag))}, but the run in {folder} was made with {as_flag(value)}: "
+                "omit the flag, or use another --savedir"
+            )
+        setattr(flags, flag, value)
+
+
+def as_flag(value) -> str:
+    """Return a flag's value as it is written on the command line."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number:g}" for name, number in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def check_sizes(flags: Namespace) -> None:
+    """Raise InputError, with the flags to use, if training cannot start from the included model."""
+    included = read_config(included_model(flags.pretrained))["model"]
+    sizes = {flag: (as_flag(included[MODEL[flag]]), as_flag(getattr(flags, flag))) for flag in SIZES}
+    other = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
+    if other:
+        differences = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())
+        fix = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in other.items())
+        raise InputError(f"the included model has {differences}: use {fix}, or omit --use_init_model")

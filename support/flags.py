@@ -1,40 +1,24 @@
-"""The command line's flags, and which of them a run's config.json records."""
+"""The command line's flags."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import NoReturn
 
-from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, read_config
+from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, dataset_name
 from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
 from support.losses import LISTED, PRESETS, TERMS, complete_weights
-from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES, included_model
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES
 from support.terminal import PROJECT, python
 
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = PROJECT / "demo" / "faces"
-AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend"}
 DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
 PASTE = {"face", "years"}  # flags of aging that --paste uses
-AGING |= DETAIL | PASTE | {"paste", "film_size"}
+AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", "film_size", *DETAIL, *PASTE}
 MAX_RANDOM = 10_000  # faces that --random generates at once
 LARGEST = 10**9  # the largest whole number that a flag accepts
-# config.json records the flags of MODEL under "model", by the names of Hyperparameters, and those of TRAINING under
-# "training"
-MODEL = {
-    "image_size": "size_image",
-    "channels": "num_input_channels",
-    "num_encoder_channels": "num_encoder_channels",
-    "num_z_channels": "num_z_channels",
-    "num_gen_channels": "num_gen_channels",
-    "age_bounds": "age_bounds",
-    "batch_size": "size_batch",
-    "precision": "precision",
-    "seed": "seed",
-}
-SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
-TRAINING = ("dataset", "optimizer", "learning_rate", "schedule", "loss_weights", "balance", "flip", "unknown_gender")
 OLD_PRESETS = {"2017": "default"}
 
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
@@ -56,9 +40,8 @@ def place(text: str) -> str:
         return text
 
 
-def dataset_name(text: str) -> str:
-    """Return the name of a data set, which may be written data/NAME/."""
-    return Path(place(text)).as_posix().removeprefix("data/")
+def dataset(text: str) -> str:
+    return dataset_name(place(text))
 
 
 def to_path(text: str) -> Path:
@@ -73,10 +56,7 @@ def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
 
 
 def random_faces(text: str) -> int:
-    number = whole_number(text)
-    if number > MAX_RANDOM:
-        raise argparse.ArgumentTypeError(f"{text} faces are more than {MAX_RANDOM:,}: use several calls with --seed")
-    return number
+    return whole_number(text, high=MAX_RANDOM)
 
 
 def seed(text: str) -> int:
@@ -204,7 +184,7 @@ NUMBER = {"type": whole_number, "metavar": "N"}
 def _add_task(flag) -> None:
     flag("--is_train", **BOOL, default=True, help="True trains, False ages faces")
     flag("--epoch", **NUMBER, default=EPOCHS, help="total number of epochs, including those before a resume")
-    flag("--dataset", type=dataset_name, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
+    flag("--dataset", type=dataset, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
     flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="folder of the run")
     flag(
         "--evaluate",
@@ -285,7 +265,8 @@ def _add_training(flag) -> None:
         "--recipe",
         choices=RECIPES,
         default="paper",
-        help="paper: the paper's losses; aging: more visible aging (docs/experiments.md). A recipe sets "
+        help="paper: the paper's losses; aging: more visible aging, that of the included model; muon: aging by Muon "
+        "with a classifier loss, experimental (docs/experiments.md). A recipe sets "
         f"{', '.join(RECIPES['aging'])}, unless they are given",
     )
     flag("--batch_size", **NUMBER, default=Hyperparameters.size_batch, help="faces in a step")
@@ -348,64 +329,24 @@ def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     return flags, explicit | (recipe.keys() if "recipe" in explicit else set())
 
 
-def restore_flags(flags: argparse.Namespace, explicit: set[str], config: dict, folder: Path) -> None:
-    """Set the flags that the config of the run in the folder records. Raises InputError if an explicit one differs."""
-    if not config:
-        return
-    recorded = {flag: config["model"][name] for flag, name in MODEL.items()}
-    recorded |= {flag: config["training"][flag] for flag in TRAINING if flag in config["training"]}
-    if "dataset" in recorded:
-        recorded["dataset"] = dataset_name(recorded["dataset"])
-    for flag, value in recorded.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if flag in explicit and getattr(flags, flag) not in (value, "auto"):
-            raise InputError(
-                f"--{flag} is {written(getattr(flags, flag))}, but the run in {folder} was made with {written(value)}: "
-                "omit the flag, or use another --savedir"
-            )
-        setattr(flags, flag, value)
-
-
-def written(value) -> str:
-    """Return a flag's value as it is written on the command line."""
-    if isinstance(value, dict):
-        return ",".join(f"{name}={number:g}" for name, number in value.items())
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def check_sizes(flags: argparse.Namespace) -> None:
-    """Raise InputError, with the flags to use, if training cannot start from the included model."""
-    included = read_config(included_model(flags.pretrained))["model"]
-    sizes = {flag: (written(included[MODEL[flag]]), written(getattr(flags, flag))) for flag in SIZES}
-    other = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
-    if other:
-        differences = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())
-        fix = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in other.items())
-        raise InputError(f"the included model has {differences}: use {fix}, or omit --use_init_model")
-
-
 def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for flags of aging that exclude each other, before TensorFlow is loaded."""
-    if flags.testdir and flags.blend:
-        raise InputError("--is_train False takes either --testdir, the faces to age, or --blend, two of them")
-    for name in ("testdir", "blend", "age", "animate", "align", "photo"):
-        if flags.random and getattr(flags, name):
-            raise InputError(f"--random draws people who do not exist, at every age: leave out --{name}")
-    if flags.random and flags.detail:
-        raise InputError("--random generates faces without a photo that has detail: leave out --detail")
-    for names, used, by in ((DETAIL, flags.detail or flags.paste, "detail 1"), (PASTE, flags.paste, "paste True")):
-        unused = [name for name in sorted(names) if getattr(flags, name) is not None]
-        if unused and not used:
-            raise InputError(f"--{unused[0]} is for --{by.split()[0]}: add --{by}")
-    if flags.paste and (flags.random or flags.blend or flags.photo):
-        raise InputError("--paste writes photos with aged faces: leave out --random, --blend and --photo")
-    if flags.photo and (flags.blend or not flags.align):
-        raise InputError("--photo shows where --align found a face to age: add --align True, leave out --blend")
-    if flags.blend and flags.animate:
-        raise InputError("--blend draws one picture: leave out --animate")
-    for path in flags.blend or ():
-        if not path.is_file():
-            raise InputError(f"--blend: {printable(str(path))} is no file")
+    faces = "testdir", "blend", "age", "animate", "align", "photo", "detail"
+    rules = [(flags.testdir and flags.blend, "--testdir and --blend exclude each other: use one of them")]
+    rules += [(flags.random and getattr(flags, name), f"--random and --{name} exclude each other") for name in faces]
+    for names, used, fix in ((DETAIL, flags.detail or flags.paste, "detail 1"), (PASTE, flags.paste, "paste True")):
+        given = [name for name in sorted(names) if getattr(flags, name) is not None]
+        rules += [(not used, f"--{name} is for --{fix.split()[0]}: add --{fix}") for name in given]
+    other = flags.random or flags.blend or flags.photo
+    rules += [
+        (flags.paste and other, "--paste writes whole photos: omit --random, --blend and --photo"),
+        (flags.photo and (flags.blend or not flags.align), "--photo needs --align True and excludes --blend"),
+        (flags.blend and flags.animate, "--blend writes one image: omit --animate"),
+    ]
+    rules += [(not path.is_file(), f"--blend: {printable(str(path))} is not a file") for path in flags.blend or ()]
+    for broken, message in rules:
+        if broken:
+            raise InputError(message)
     if flags.animate == "mp4":
         try:
             import imageio_ffmpeg
@@ -413,4 +354,4 @@ def check_aging(flags: argparse.Namespace) -> None:
             imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
             install = python("-m", "pip", "install", "imageio[ffmpeg]")
-            raise InputError(f"--animate mp4 needs ffmpeg: {install}, or take gif") from error
+            raise InputError(f"--animate mp4 needs ffmpeg: {install}, or use gif") from error

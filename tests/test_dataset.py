@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from support import dataset
+from support.config import MODEL, restore_flags
 from support.dataset import describe, find_dataset, list_faces
 from support.errors import InputError
-from support.flags import MODEL, parse_flags, restore_flags
+from support.flags import parse_flags
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
 from tests.conftest import ROOT, make_image, make_numbered_faces, refuse_to_list
 

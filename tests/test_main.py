@@ -11,9 +11,10 @@ import pytest
 
 import main
 from FaceAging import FaceAging
+from support.config import MODEL
 from support.dataset import find_images
 from support.errors import InputError
-from support.flags import DEMO_FACES, MODEL, make_parser, parse_flags
+from support.flags import DEMO_FACES, make_parser, parse_flags
 from tests.conftest import refuse_to_list
 
 MAIN = Path(main.__file__)

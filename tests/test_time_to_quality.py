@@ -10,11 +10,11 @@ TINY = ["--image_size=16", "--num_encoder_channels=4", "--num_gen_channels=32", 
 def test_both_recipes_are_trained_to_the_target_or_the_limit(workplace, capsys):
     assert main([*TINY, "--target=0", "--every=2", "--limit_steps=4", "--planned_steps=5", "--json=out.json"]) == 0
     printed = capsys.readouterr().out
-    assert "| paper | 4 |" in printed and "| aging | 4 |" in printed and "takes" not in printed
+    assert "| paper | 4 |" in printed and "| muon | 4 |" in printed and "takes" not in printed
     measured = json.loads((workplace / "out.json").read_text())
     assert {name: [row[0] for row in rows] for name, rows in measured.items()} == {
         "paper": [0, 2, 4],
-        "aging": [0, 2, 4],
+        "muon": [0, 2, 4],
     }
     assert not (workplace / "save").exists()
 

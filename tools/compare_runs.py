@@ -27,11 +27,11 @@ import numpy as np
 
 import main
 from support.batches import read_images, train_val_split
-from support.config import read_config
+from support.config import as_flag, read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import write_json
-from support.flags import true_or_false, written
+from support.flags import true_or_false
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
@@ -102,7 +102,7 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     rebuilt = model.generate(model.encode(images), [face.age for face in read], [face.gender for face in read])
     return {
         "run": folder.name,
-        "weights": written(training["loss_weights"]),
+        "weights": as_flag(training["loss_weights"]),
         **measured["overall"],
         **measured["aging"]["overall"],
         **measured.get("identity", {}).get("overall", {}),

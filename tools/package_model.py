@@ -26,11 +26,11 @@ from PIL import Image
 import main
 from support import pictures
 from support.batches import train_val_split
-from support.config import read_config
+from support.config import as_flag, read_config
 from support.dataset import Face, find_dataset, image_names, list_faces
 from support.errors import InputError
 from support.files import atomic_write, write_json
-from support.flags import to_path, written
+from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE, parse_name
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED
@@ -148,7 +148,7 @@ def write_card(run: Path) -> None:
 def how_trained(config: dict) -> str:
     """Returns the card's sentences on what a packed model was trained with."""
     model, training = config["model"], config["training"]
-    flags = {"loss_weights": written(training["loss_weights"])}
+    flags = {"loss_weights": as_flag(training["loss_weights"])}
     flags["learning_rate"] = f"{training['learning_rate']:g}"
     flags |= {flag: "True" for flag in ("balance", "flip") if training.get(flag)}
     says = (

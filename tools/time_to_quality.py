@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dataset", default="UTKFace", metavar="NAME", help="the faces in data/NAME")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="in this order")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["paper", "muon"], help="in this order")
     parser.add_argument("--target", type=float, default=0.114, metavar="L1", help="pixels are within -1 and 1")
     numbers = {
         "every": (100, "steps from one measurement to the next"),
