@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,14 +56,6 @@ def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
     return int(text)
 
 
-def random_faces(text: str) -> int:
-    return whole_number(text, high=MAX_RANDOM)
-
-
-def seed(text: str) -> int:
-    return whole_number(text, low=0, high=LARGEST_SEED)
-
-
 def power_of_two(text: str) -> int:
     number = whole_number(text, low=8)
     if number.bit_count() != 1:
@@ -105,10 +98,6 @@ def share(text: str) -> float:
     if len(found) != 1 or not 0 <= found[0] <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number within 0-1")
     return found[0]
-
-
-def film_size(text: str) -> int:
-    return whole_number(text, low=16, high=8192)
 
 
 def rate(text: str) -> float:
@@ -204,7 +193,12 @@ def _add_aging(flag) -> None:
         metavar="DIR",
         help="faces to age: a folder, an image, or a pattern such as 'dir/*.jpg'; demo/faces if omitted",
     )
-    flag("--random", type=random_faces, metavar="N", help="generate N random faces at every age; --seed selects them")
+    flag(
+        "--random",
+        type=partial(whole_number, high=MAX_RANDOM),
+        metavar="N",
+        help="generate N random faces at every age; --seed selects them",
+    )
     flag("--gender", choices=GENDERS, default="both", help="gender labels of the aged faces")
     flag("--age", type=ages, metavar="A,B,...", help="write one image of each face for each of these ages in years")
     flag("--animate", choices=("gif", "mp4"), help="write a film of each face from young to old and back")
@@ -240,7 +234,13 @@ def _add_aging(flag) -> None:
     )
     flag("--face", **NUMBER, help="with --paste: age face N only, from left to right")
     flag("--years", type=years, metavar="+Y,-Z,...", help="with --paste: ages relative to everyone's own (--years=-10)")
-    flag("--film_size", type=film_size, default=1080, metavar="N", help="with --paste: the longer side of a film")
+    flag(
+        "--film_size",
+        type=partial(whole_number, low=16, high=8192),
+        default=1080,
+        metavar="N",
+        help="with --paste: the longer side of a film",
+    )
 
 
 def _add_start(flag) -> None:
@@ -283,7 +283,7 @@ def _add_training(flag) -> None:
     flag("--precision", choices=("auto", *CHOICES["precision"]), default="auto", help="auto: bfloat16 where supported")
     flag(
         "--seed",
-        type=seed,
+        type=partial(whole_number, low=0, high=LARGEST_SEED),
         default=Hyperparameters.seed,
         metavar="N",
         help="of initial weights, held-out faces, order of faces and z",

@@ -171,7 +171,7 @@ def test_a_name_without_pictures_is_said_and_the_others_are_taken(tmp_path, caps
 
 
 def test_the_flags_defaults_are_the_constructors():
-    flags = make_parser().parse_args([])
+    flags, _ = parse_flags([])
     parameters = inspect.signature(FaceAging).parameters
     for flag, parameter in MODEL.items():
         if flag != "precision":  # auto, on the command line
