@@ -101,10 +101,9 @@ def share(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    found = numbers(text)
-    if len(found) != 1 or not 0 < found[0] < 1:
+    if (found := share(text)) in (0, 1):
         raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
-    return found[0]
+    return found
 
 
 def loss_weights(text: str) -> dict[str, float]:
@@ -160,6 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_task(parser.add_argument_group("task").add_argument)
     _add_aging(parser.add_argument_group("aging, with --is_train False").add_argument)
+    _add_photo(parser.add_argument_group("aging within a photo, with --is_train False").add_argument)
     _add_start(parser.add_argument_group("initial weights").add_argument)
     _add_training(parser.add_argument_group("training (config.json records these)").add_argument)
     _add_network(parser.add_argument_group("networks (config.json records these)").add_argument)
@@ -168,6 +168,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 BOOL = {"type": true_or_false, "metavar": "BOOL"}
 NUMBER = {"type": whole_number, "metavar": "N"}
+PEOPLE = {"type": partial(whole_number, high=MAX_RANDOM), "metavar": "N"}
+PIXELS = {"type": partial(whole_number, low=16, high=8192), "metavar": "N"}
 
 
 def _add_task(flag) -> None:
@@ -193,12 +195,7 @@ def _add_aging(flag) -> None:
         metavar="DIR",
         help="faces to age: a folder, an image, or a pattern such as 'dir/*.jpg'; demo/faces if omitted",
     )
-    flag(
-        "--random",
-        type=partial(whole_number, high=MAX_RANDOM),
-        metavar="N",
-        help="generate N random faces at every age; --seed selects them",
-    )
+    flag("--random", **PEOPLE, help="generate N random faces at every age; --seed selects them")
     flag("--gender", choices=GENDERS, default="both", help="gender labels of the aged faces")
     flag("--age", type=ages, metavar="A,B,...", help="write one image of each face for each of these ages in years")
     flag("--animate", choices=("gif", "mp4"), help="write a film of each face from young to old and back")
@@ -211,21 +208,23 @@ def _add_aging(flag) -> None:
     )
     flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
     flag("--blend", nargs=2, type=to_path, metavar="FACE", help="blend one face into another, at both their ages")
+
+
+def _add_photo(flag) -> None:
     flag(
         "--detail",
         type=share,
         default=0.0,
         metavar="D",
-        help="part, 0 to 1, of a photo's own detail that its aged face keeps; 1 with --paste unless given",
+        help="share, 0 to 1, of the photo's own detail that an aged face keeps; 1 with --paste unless given",
     )
     flag(
         "--own_age",
         type=ages,
         metavar="A,B,...",
-        help="with --detail or --paste: people's age in years, one or one for each face of a photo, if their file's "
-        "name has none; estimated if omitted",
+        help="people's ages in years, if the file name has none; estimated if omitted",
     )
-    flag("--own_gender", type=genders, metavar="G,H,...", help="the same of their gender, male or female")
+    flag("--own_gender", type=genders, metavar="G,H,...", help="likewise their genders, male or female")
     flag(
         "--paste",
         **BOOL,
@@ -234,13 +233,7 @@ def _add_aging(flag) -> None:
     )
     flag("--face", **NUMBER, help="with --paste: age face N only, from left to right")
     flag("--years", type=years, metavar="+Y,-Z,...", help="with --paste: ages relative to everyone's own (--years=-10)")
-    flag(
-        "--film_size",
-        type=partial(whole_number, low=16, high=8192),
-        default=1080,
-        metavar="N",
-        help="with --paste: the longer side of a film",
-    )
+    flag("--film_size", **PIXELS, default=1080, help="with --paste: the longer side of a film")
 
 
 def _add_start(flag) -> None:
