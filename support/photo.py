@@ -28,7 +28,7 @@ WRINKLES_FROM, WRINKLES_IN = 30, 30  # the age in years from which wrinkles deve
 WEAK = 0.1  # mean fine detail of which half is wrinkles
 AROUND = 1.5 / 128  # standard deviation of the filter that averages fine detail
 FACE = (0.5, 0.45), (0.5, 0.56)  # centre and radii of an ellipse: hair and background beyond it change less
-FACE_EDGE = 0.9, 1.2  # radii between which the change fades
+FACE_EDGE = 0.8, 1.1  # radii between which the change fades
 FEATHER = 0.12  # width of the border in which a pasted face passes into its photo
 SOFTNESS = 0.05  # width of the passage from one of two overlapping faces to the other
 ENLARGED = 512  # pixels a side to which an edit is enlarged by a bicubic filter, further by a bilinear one
@@ -116,8 +116,10 @@ def apply_edit(pixels: np.ndarray, edit: np.ndarray, frame: np.ndarray | None = 
     )
     edited = np.empty_like(pixels)
     for i in range(pixels.shape[2]):
-        channel = pixels[..., i] * (1 + scale) + offset[min(i, len(offset) - 1)]
-        edited[..., i] = np.clip(np.rint(channel), 0, 255)
+        channel = pixels[..., i] * scale
+        channel += offset[min(i, len(offset) - 1)]
+        channel += pixels[..., i]
+        edited[..., i] = np.clip(channel + 0.5, 0, 255)  # rounded by truncation
     return edited
 
 
