@@ -51,7 +51,14 @@ from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
 from support.photo import apply_edit, edits, own_labels, read_photo
 from support.pictures import IN_A_ROW, animate_training, grid
-from support.pretrained import DEFAULT_MODEL, fit_distribution, included_model, read_distribution, sample_distribution
+from support.pretrained import (
+    DEFAULT_MODEL,
+    fit_distribution,
+    included_model,
+    is_included,
+    read_distribution,
+    sample_distribution,
+)
 from support.run import Run, check_beginning, check_finite
 
 support.restore_environment()
@@ -153,6 +160,8 @@ class FaceAging(Hyperparameters):
     def __post_init__(self):
         self.bins = AgeBins(self.age_bounds)
         self.save_dir = Path(self.save_dir)
+        if is_included(self.save_dir):
+            raise InputError(f"{self.save_dir} is the folder of an included model, which is read-only: use another one")
         if self.num_categories != len(self.bins):
             raise InputError(f"num_categories is {self.num_categories}, but the age bounds make {len(self.bins)} bins")
         self.num_layers = count_layers(self.size_image, self.size_kernel, self.num_gen_channels)
@@ -496,6 +505,7 @@ class FaceAging(Hyperparameters):
         # a NaN weight makes the loss NaN only at the next step, after it has been saved
         weights = [variable for network in self.networks.values() for variable in network.variables]
         check_finite({weight.path: float(tf.reduce_sum(weight)) for weight in weights}, step)
+        checkpoints.check_architecture(self.save_dir, self.config)
         write_config(self.save_dir, self.config, {})
         return self.checkpoints.write(self.save_dir / checkpoints.FOLDER, step, self.optimizers)
 
@@ -521,14 +531,16 @@ class FaceAging(Hyperparameters):
     ) -> "FaceAging":
         """Return the trained model of the run in the folder `path`, or else an included model, in float32.
 
-        pretrained: "aging" or "paper", the included model. Results go to save_dir, or else to `path`. The sizes come
-        from the run's config.json, or from a reference checkpoint's weights. Raises InputError if there is no model.
+        pretrained: "aging" or "paper", the included model. Results go to save_dir, or else to the run's folder; those
+        of an included model go to `save` in the current folder. The sizes come from the run's config.json, or from a
+        reference checkpoint's weights. Raises InputError if there is no model.
         """
         path = Path(path or included_model(pretrained))
         config = read_config(path) or checkpoints.read_reference_config(path)
         if not config:
             raise InputError(f"{path} has no trained model: train one, or use another --savedir")
-        model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir or path)
+        save_dir = save_dir or ("save" if is_included(path) else path)
+        model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir)
         if not model.load_checkpoint(path, networks_only=True):
             raise InputError(f"{path} has no trained model yet: train one, or use another --savedir")
         model.z_distribution = read_distribution(path)

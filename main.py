@@ -9,12 +9,12 @@ from support.alignment import align_dataset, aligned_name, doubt_alignment, phot
 from support.batches import count_seen, train_val_split
 from support.config import MODEL, TRAINING, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
-from support.errors import InputError, printable
-from support.files import write_json
+from support.errors import InputError, exhausted, printable
+from support.files import writable, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, check_aging, parse_flags
 from support.labels import AgeBins
 from support.pretrained import included_model
-from support.terminal import PROJECT, from_here, make_streams_safe, python, quiet, silence
+from support.terminal import PROJECT, check_threads, from_here, make_streams_safe, python, quiet, silence
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
@@ -53,6 +53,7 @@ def find_faces(flags: argparse.Namespace, explicit: set[str]) -> Listing:
 def build(flags: argparse.Namespace, listing: Listing):
     """Return the FaceAging to train."""
     print("Building graph ...", flush=True)
+    check_threads()
     with silence():
         from FaceAging import FaceAging
         from support.devices import Devices, best_precision, choose_strategy
@@ -112,9 +113,11 @@ def train(flags: argparse.Namespace, explicit: set[str]) -> int:
 def load(flags: argparse.Namespace, explicit: set[str]):
     """Return the model to age with or measure, and its folder: the run in savedir or an included model.
 
-    An included model is used if savedir has no model or --pretrained is explicit. Results go to savedir in any case.
+    An included model is used if savedir has no model or --pretrained is explicit. Results go to savedir or, if it is
+    read-only, to `save` in the current folder.
     """
     print("Building graph ...", flush=True)
+    check_threads()
     with silence():
         from FaceAging import FaceAging
         from support.checkpoints import holds_model
@@ -127,7 +130,11 @@ def load(flags: argparse.Namespace, explicit: set[str]):
             print(f"{printable(str(folder))} has no trained model: using the included one")
         folder = included_model(flags.pretrained)
     restore_flags(flags, explicit, read_config(folder), folder)
-    model = FaceAging.load(folder, save_dir=flags.savedir)
+    save_dir = flags.savedir
+    if not writable(save_dir):
+        save_dir = Path("save")
+        print(f"{printable(str(flags.savedir))} is read-only: results go to {save_dir.absolute()}")
+    model = FaceAging.load(folder, save_dir=save_dir)
     print("SUCCESS ^_^", flush=True)
     return model, folder
 
@@ -147,11 +154,11 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         others.sort()
     measured = model.evaluate(faces, others=faces if flags.evaluate else others, detail=flags.detail)
     measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
-    path = flags.savedir / "evaluation.json"
-    write_json(path, measured)
     from support import aging_measures, evaluation
 
-    print(evaluation.table(measured), aging_measures.table(measured), sep="\n")
+    print(evaluation.table(measured), aging_measures.table(measured), sep="\n", flush=True)
+    path = model.save_dir / "evaluation.json"
+    write_json(path, measured)  # last: an error here leaves the table
     print(f"Done! Results are saved as {printable(str(path))}")
     return 0
 
@@ -240,6 +247,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # before or after training, which has its own handler
         print("main.py: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not (message := exhausted(error)):
+            raise
+        print(f"main.py: {message}", file=sys.stderr)
     return 2
 
 

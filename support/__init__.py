@@ -1,5 +1,6 @@
 """Pins the environment variables that Keras and TensorFlow read on import; import it before them."""
 
+import contextlib
 import os
 
 # Otherwise the user's environment or ~/.keras/keras.json could set another backend, number type or axis order.
@@ -40,3 +41,5 @@ def restore_environment() -> None:
         home = os.path.expanduser("~")  # noqa: PTH111, as Keras does, which also works without a home folder
         default = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")  # noqa: PTH118
         config._KERAS_DIR = _of_the_user["KERAS_HOME"] or default
+        with contextlib.suppress(OSError):  # a folder that does not exist would not be used
+            os.makedirs(config._KERAS_DIR, exist_ok=True)  # noqa: PTH103

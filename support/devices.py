@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from support.config import LARGEST_SEED
-from support.errors import InputError, reason
+from support.errors import InputError, exhausted, reason
 
 HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
 JOIN_SECONDS = 1800  # a worker waits so long for the others to start
@@ -143,14 +143,13 @@ def _workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[t
 
 @contextlib.contextmanager
 def translate_out_of_memory() -> Iterator[None]:
-    """Within it a lack of memory, that of a GPU too, is an InputError."""
+    """Raise InputError within it where memory, that of a GPU included, or threads are exhausted."""
     try:
         yield
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise InputError(
-            "the memory does not suffice: take a smaller --batch_size or, for a new run, a smaller --image_size, "
-            "--num_encoder_channels or --num_gen_channels"
-        ) from error
+    except Exception as error:
+        if message := exhausted(error):
+            raise InputError(message) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -8,6 +8,23 @@ class InputError(ValueError):
     """Invalid input; the message states in one line what is wrong and how to fix it."""
 
 
+def exhausted(error: BaseException) -> str:
+    """Return what to do about an error that means too little memory or too few threads, or "" for any other error.
+
+    TensorFlow's error is recognised by its name, because importing TensorFlow takes seconds.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError" or "bad_alloc" in str(error):
+        return (
+            "not enough memory: use a smaller --batch_size or, for a new run, a smaller --image_size, "
+            "--num_encoder_channels or --num_gen_channels"
+        )
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "the system allows no more threads, or memory for them: raise ulimit -u, or a container's pids limit"
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return f"not enough memory to load TensorFlow: {error}"
+    return ""
+
+
 def printable(name: str) -> str:
     """Return the name with characters that are not printable escaped."""
     return name if name.isprintable() else ascii(name)

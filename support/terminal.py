@@ -1,4 +1,4 @@
-"""What the user sees of a program at work: streams, progress, commands; open it where something is printed wrongly."""
+"""Output streams, progress bars, shell commands, and the signals that stop a program."""
 
 import contextlib
 import logging
@@ -12,26 +12,26 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
 
 PROJECT = Path(__file__).parents[1]
-LINE_SECONDS = 30  # seconds from one line of progress to the next, where there is no terminal for a bar
+FURTHER_THREADS = 8  # beside TensorFlow's pools: those that read images, tensorboard's, the progress bar's
+LINE_SECONDS = 30  # between lines of progress, where there is no terminal for a bar
 
 
 class SafeStream:
-    """A text stream that can be printed to whatever is printed, and whatever becomes of its other end.
+    """A text stream that never raises an error when it is written to.
 
-    What its encoding lacks is written as an escape (\\\\u4eba). Once it cannot be written any more, as its reader has
-    ended (`| head`) or the disk is full, that is said on stderr, and what is printed from then on is dropped: it is no
-    reason to end a training.
+    Characters that its encoding lacks are escaped (\\\\u4eba). Once it cannot be written, because its reader has ended
+    (`| head`) or the disk is full, that is reported on stderr and further output is dropped.
     """
 
     def __init__(self, stream, name: str):
-        if hasattr(stream, "reconfigure"):  # that of a development environment may be of another kind
+        if hasattr(stream, "reconfigure"):  # not in every development environment
             stream.reconfigure(errors="backslashreplace")
         self.stream = stream
         self.name = name
@@ -54,16 +54,16 @@ class SafeStream:
 
     def _drop(self, error: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())  # what the stream still holds is dropped too
+        os.dup2(nowhere, self.stream.fileno())  # the stream's buffer is dropped too
         os.close(nowhere)
         if self.name != "stderr":
-            print(f"{self.name} cannot be written any more ({error.strerror}): the work goes on", file=sys.stderr)
+            print(f"{self.name} cannot be written any more ({error.strerror}), the program continues", file=sys.stderr)
 
 
 def make_streams_safe() -> None:
-    """Have stdout and stderr be such streams from now on; call it once, at the start of a program."""
+    """Replace stdout and stderr by SafeStreams, once at the start of a program."""
     for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:  # closed from the start (`>&-`): the next file opened would take its number
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`): the next opened file would get its number
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
             setattr(sys, name, os.fdopen(number, "w"))
@@ -71,15 +71,29 @@ def make_streams_safe() -> None:
 
 
 def quiet() -> None:
-    """Have TensorFlow and Pillow not print what reaches us as exceptions too; TF_CPP_MIN_LOG_LEVEL=0 shows all."""
+    """Disable log messages of TensorFlow and Pillow that repeat exceptions; TF_CPP_MIN_LOG_LEVEL=0 shows them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore", module="PIL")
 
 
+def check_threads() -> None:
+    """Raise RuntimeError if the system does not allow the threads that a training needs: TensorFlow would abort."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    end, threads = threading.Event(), []
+    try:
+        for _ in range(2 * cpus + FURTHER_THREADS):  # TensorFlow has two pools of a thread for each CPU
+            threads.append(threading.Thread(target=end.wait, daemon=True))
+            threads[-1].start()
+    finally:
+        end.set()
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Within it, drop what is written to stderr by C++ too: TensorFlow logs while it is imported, before its log level
-    counts. From then on its Python speaks of errors only."""
+    """Discard stderr, C++ included: TensorFlow logs during its import, before its log level applies.
+
+    Afterwards TensorFlow's Python logs errors only.
+    """
     quiet()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -93,9 +107,9 @@ def silence() -> Iterator[None]:
 
 
 def progress(items: Iterable, title: str, total: int | None = None, log: Callable[[str], None] = print, **bar):
-    """Returns an iterable over the items that shows how far it is: a bar, or a line now and then without a terminal.
+    """Return an iterable over the items that displays a bar or, without a terminal, passes lines to `log`.
 
-    bar: what tqdm takes for its bar, such as `unit` and `initial`. A line is passed to `log`.
+    bar: arguments of tqdm, such as `unit` and `initial`.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return Lines(items, title, len(items) if total is None else total, log, bar)
@@ -103,7 +117,7 @@ def progress(items: Iterable, title: str, total: int | None = None, log: Callabl
 
 
 class Lines:
-    """What stands for a progress bar where there is no terminal: lines, LINE_SECONDS or one item apart."""
+    """Progress as lines, LINE_SECONDS apart or one an item, whichever is longer."""
 
     def __init__(self, items: Iterable, title: str, total: int, log: Callable[[str], None], bar: dict):
         self.items, self.title, self.total, self.log = items, title, total, log
@@ -112,30 +126,30 @@ class Lines:
         self.postfix = ""
 
     def set_postfix_str(self, text: str) -> None:
-        """Have this stand in the lines from now on."""
+        """Append this text to the lines from now on."""
         self.postfix = f", {text}"
 
     def __iter__(self) -> Iterator:
-        # the first item is left out of the pace: TensorFlow builds its graph in it
-        first, begun, said = self.done + 1, 0.0, time.monotonic()
+        # the first item is not timed: TensorFlow builds its graph in it
+        first, begun, logged = self.done + 1, 0.0, time.monotonic()
         for item in self.items:
             yield item
             self.done += 1
             now = time.monotonic()
             if self.done == first:
                 begun = now
-            if now - said >= LINE_SECONDS and self.done < self.total:
+            if now - logged >= LINE_SECONDS and self.done < self.total:
                 left = ""
                 if self.done > first:
                     seconds = (now - begun) / (self.done - first) * (self.total - self.done)
                     left = f", {timedelta(seconds=round(seconds))} left"
                 done, total = self.done * self.scale, self.total * self.scale
                 self.log(f"{self.title}: {self.unit} {done:,} of {total:,}{self.postfix}{left}")
-                said = now
+                logged = now
 
 
 def quoted(*words: str | Path) -> str:
-    """Returns the words as a command that this system's shell takes for just these words."""
+    """Return the words quoted for this system's shell."""
     words = [str(word) for word in words]
     if os.name != "nt":
         return shlex.join(words)
@@ -143,14 +157,14 @@ def quoted(*words: str | Path) -> str:
 
 
 def python(*words: str | Path) -> str:
-    """Returns the command that has this Python, called as the user can call it from here, do what the words say."""
+    """Return a command for this Python interpreter, as short as the user's PATH allows."""
     found = shutil.which("python")
     same = found and Path(found).parent.absolute() == Path(sys.executable).parent.absolute()
     return quoted("python" if same else sys.executable, *words)
 
 
 def from_here(path: Path) -> Path:
-    """Returns a path within the project as it is called from the current folder."""
+    """Return a path relative to the current folder."""
     try:
         return Path(os.path.relpath(path))
     except ValueError:  # on another drive of Windows
@@ -158,13 +172,17 @@ def from_here(path: Path) -> Path:
 
 
 class StopSignal:
-    """Context manager in which the first SIGINT or SIGTERM only sets `number`; a second one ends the process.
+    """Context manager in which a signal that asks the program to stop only sets `number`.
+
+    A second Ctrl-C or SIGTERM ends the process at once. Signals: Ctrl-C, SIGTERM, SIGHUP (a lost connection, unless
+    nohup ignores it), SIGUSR1 and SIGXCPU (warnings of batch systems), as far as the system has them.
 
     A thread receives the signals: a Python handler would run only after TensorFlow has finished the current step.
-    TensorFlow's PreemptionCheckpointHandler ignores SIGINT and needs its own checkpoint manager.
+    TensorFlow's PreemptionCheckpointHandler ignores Ctrl-C and needs its own checkpoint manager.
     """
 
-    SIGNALS: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+    FORCED = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (*FORCED, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)))
 
     def __init__(self):
         self.number: int | None = None
@@ -172,7 +190,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to the main thread only
-            self.handlers = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
+            numbers = [number for number in self.SIGNALS if number in self.FORCED or not _is_ignored(number)]
+            self.handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
             # Python writes each signal's number to this descriptor; on Windows it must be a socket, not a pipe
             self.receiver, self.sender = socket.socketpair()
             self.sender.setblocking(False)
@@ -192,8 +211,16 @@ class StopSignal:
 
     def _listen(self) -> None:
         while received := self.receiver.recv(1):
-            if received[0] in self.handlers:
-                if self.number:
-                    os._exit(128 + received[0])
-                self.number = received[0]
-                print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
+            number = received[0]
+            if number not in self.handlers:
+                continue
+            if {self.number, number} <= set(self.FORCED):  # not SIGXCPU, which is sent every second
+                os._exit(128 + number)
+            if self.number is None:
+                with contextlib.suppress(OSError):  # a closed terminal
+                    print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
+            self.number = number
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

@@ -1,11 +1,14 @@
-"""A run is never lost: real processes stopped, killed and starved of disk, and checkpoints damaged."""
+"""Recovery: stopped and killed processes, full and read-only disks, damaged checkpoints and logs."""
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,14 +23,16 @@ import main
 from FaceAging import FaceAging
 from support.checkpoints import OBJECT_GRAPH, saved_checkpoints
 from support.errors import InputError
+from support.files import NO_FOLDER_SYNC, remove_temporaries, write_json
+from support.run import TrainingLog
 from tests.conftest import TINY, TINY_FLAGS
 
 ROOT = Path(main.__file__).parent
-PATIENCE = 600  # seconds: the machine may be busy
+PATIENCE = 600  # seconds; the machine may be busy
 FLAGS = ["--dataset=drawn", *TINY_FLAGS]
 NAME = "läuft mit Raum 顔"  # of a folder
-HELD_STEP = 7  # of three epochs of five: in the middle of one
-# Python that runs in the process first: a step waits, having said so by a file, for another file, or in TensorFlow
+HELD_STEP = 7  # of three epochs of five steps: within an epoch
+# Python code that the process runs first: that step creates a file and waits for another file, or within TensorFlow
 HOLD = f"""
 import time, tensorflow as tf
 from pathlib import Path
@@ -46,7 +51,7 @@ HANG = HOLD + "wait = tf.queue.FIFOQueue(1, tf.int32).dequeue\n"
 
 
 def start(*flags, cwd, before="", file_size=None) -> subprocess.Popen:
-    """The program in a process of its own, in which no file gets larger than `file_size` bytes."""
+    """Start main.py in a process in which no file can become larger than `file_size` bytes."""
     limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_size}, {file_size}))" if file_size else ""
     code = (
         f"import sys, resource, main\nwith main.silence(): import FaceAging\n{before}\n{limit}\nsys.exit(main.main())"
@@ -81,7 +86,7 @@ def train(faces, save_dir, epochs) -> FaceAging:
 
 
 def step_in(save_dir: Path) -> int:
-    """The step of the checkpoint that training would go on from, all of it read."""
+    """Return the step of the checkpoint that training would resume from, after reading all of it."""
     model = FaceAging.load(save_dir)
     assert model.load_checkpoint()
     return int(model.step)
@@ -114,7 +119,7 @@ def cut(path: Path) -> None:
 
 
 def tensors(save_dir: Path) -> dict[str, bytes]:
-    """All that the latest checkpoint holds, but for the names that Keras counts up within a process."""
+    """Return the tensors of the latest checkpoint, without the object graph, in which Keras numbers names."""
     reader = tf.train.load_checkpoint(saved_checkpoints(save_dir / "checkpoint")[0])
     names = reader.get_variable_to_shape_map().keys() - {OBJECT_GRAPH}
     return {name: reader.get_tensor(name).tobytes() for name in names}
@@ -124,14 +129,16 @@ def kept(save_dir: Path) -> set[str]:
     return {path.name.partition(".")[0] for path in (save_dir / "checkpoint").iterdir()} - {"checkpoint"}
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing(tmp_path):
-    """A few kills; more of them on demand: python -m tools.kill_sweep --kills 200."""
+    """A few kills; for more: python -m tools.kill_sweep --kills 200."""
     command = [sys.executable, "-m", "tools.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("5 kills") and re.search(r"[1-9] runs ended equal", done.stdout)
 
 
+@pytest.mark.slow
 def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
     straight, stopped = workplace / "straight", workplace / NAME
     assert main.main([*FLAGS, "--epoch=3", f"--savedir={straight}"]) == 0
@@ -157,6 +164,7 @@ def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
     assert tensors(stopped) == tensors(straight)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_while_tensorflow_computes(workplace, short):
     save_dir = shutil.copytree(short, workplace / "save")
     process = start("--epoch=3", cwd=workplace, before=HANG)
@@ -169,29 +177,31 @@ def test_a_second_ctrl_c_ends_at_once_while_tensorflow_computes(workplace, short
     assert step_in(save_dir) == 5
 
 
-def test_full_disk_leaves_the_checkpoint_before_whole(workplace, short):
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_previous_checkpoint_complete(workplace, short):
     save_dir = shutil.copytree(short, workplace / "save")
     size = (save_dir / "checkpoint/model-5.data-00000-of-00001").stat().st_size
     _, err = start("--epoch=2", cwd=workplace, file_size=size // 2).communicate(timeout=PATIENCE)
-    assert err.count("\n") == 1 and "no checkpoint could be written" in err and "the one before is whole" in err
+    assert err.count("\n") == 1 and "could not be written" in err and "the previous one is complete" in err
     assert step_in(save_dir) == 5
-    # what could not be written is gone once there is room again
+    # incomplete files are removed once there is space again
     assert main.main([*FLAGS, "--epoch=2"]) == 0
     assert kept(save_dir) == {"model-5", "model-10"}
 
 
-@pytest.mark.parametrize("file_size", [1_000, 30_000])  # too small for a picture, for tensorboard's record
-def test_a_full_disk_ends_a_training_in_one_line_whatever_meets_it(workplace, file_size):
+@pytest.mark.slow
+@pytest.mark.parametrize("file_size", [1_000, 30_000])  # too small for an image, for tensorboard's record
+def test_a_full_disk_ends_a_training_with_one_line_wherever_it_is_met(workplace, file_size):
     process = start("--epoch=1", cwd=workplace, file_size=file_size)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
-    *pictures, line = err.splitlines()
+    *images, line = err.splitlines()
     assert line.startswith("main.py: ") and "save" in line and "too large" in line.lower()
-    assert all("cannot be drawn" in picture for picture in pictures)  # they end nothing
+    assert all("training continues without it" in image for image in images)
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_disk_too_full_is_said_before_training(copy, tmp_path, faces, monkeypatch, begun):
+def test_too_little_disk_space_is_reported_before_training(copy, tmp_path, faces, monkeypatch, begun):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=12_345))
     with pytest.raises(InputError, match=r"12,345 bytes free and checkpoints need \d\d,\d{3},\d{3}"):
@@ -201,7 +211,7 @@ def test_disk_too_full_is_said_before_training(copy, tmp_path, faces, monkeypatc
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
-def test_damaged_checkpoint_is_named_and_the_one_before_used(copy, capsys, harm, suffix):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_loaded(copy, capsys, harm, suffix):
     harm(copy / f"checkpoint/model-5{suffix}")
     model = FaceAging(**TINY, save_dir=copy)
     assert model.load_checkpoint() and int(model.step) == 4
@@ -211,14 +221,14 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(copy, capsys, harm,
     assert kept(copy) == {"model-4", "model-6"}
 
 
-def test_after_a_damaged_checkpoint_training_ends_as_it_would_have(copy, faces, short):
+def test_training_from_the_previous_checkpoint_gives_the_same_result(copy, faces, short):
     cut(copy / "checkpoint/model-5.data-00000-of-00001")
     train(faces, copy, 1)
     assert tensors(copy) == tensors(short)
     assert (copy / "losses.csv").read_text() == (short / "losses.csv").read_text()
 
 
-def test_both_checkpoints_damaged_is_an_error(copy, faces, capsys):
+def test_two_damaged_checkpoints_are_an_error(copy, faces, capsys):
     for step in (4, 5):
         flip(copy / f"checkpoint/model-{step}.index")
 
@@ -226,11 +236,11 @@ def test_both_checkpoints_damaged_is_an_error(copy, faces, capsys):
         return {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "lock"}
 
     before = content()
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match="all checkpoints in .* are damaged"):
         train(faces, copy, 2)
-    said = capsys.readouterr().err
-    assert "model-4 is damaged" in said and "model-5 is damaged" in said
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    reported = capsys.readouterr().err
+    assert "model-4 is damaged" in reported and "model-5 is damaged" in reported
+    with pytest.raises(InputError, match="all checkpoints in .* are damaged"):
         FaceAging.load(copy)
     assert content() == before
 
@@ -244,22 +254,22 @@ def test_checkpoints_are_found_without_the_state_file(copy, content):
     assert step_in(copy) == 5
 
 
-def test_checkpoint_of_other_networks_is_refused(copy, tmp_path, capsys):
+def test_a_checkpoint_of_other_networks_is_refused(copy, tmp_path, capsys):
     FaceAging(**{**TINY, "precision": "mixed_float16"}, save_dir=tmp_path / "other").save_checkpoint()
     shutil.rmtree(copy / "checkpoint")
     shutil.copytree(tmp_path / "other/checkpoint", copy / "checkpoint")
-    with pytest.raises(InputError, match="another run than config.json"):
+    with pytest.raises(InputError, match="does not match config.json"):
         FaceAging(**TINY, save_dir=copy).load_checkpoint()
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_a_checkpoint_knows_layers_by_their_names_not_their_places(copy):
+def test_a_checkpoint_identifies_layers_by_name_not_by_index(copy):
     names = set(tensors(copy))
     assert any(name.startswith("E/E_conv0/") for name in names)
     assert not any("_operations" in name for name in names)
 
 
-def test_a_config_cut_short_is_named(copy, capsys):
+def test_a_truncated_config_is_reported(copy, capsys):
     cut(copy / "config.json")
     assert main.main([*FLAGS, f"--savedir={copy}"]) == 2
     error = capsys.readouterr().err
@@ -283,7 +293,7 @@ def test_a_config_cut_short_is_named(copy, capsys):
     ],
 )
 @pytest.mark.parametrize("doing", ["--is_train=True", "--is_train=False"])
-def test_an_edited_config_is_refused_with_the_value_that_is_wrong(copy, faces, capsys, part, name, value, doing):
+def test_an_edited_config_is_refused_with_the_wrong_value(copy, faces, capsys, part, name, value, doing):
     config = json.loads((copy / "config.json").read_text())
     config[part][name] = value
     (copy / "config.json").write_text(json.dumps(config))
@@ -300,7 +310,7 @@ def test_a_config_without_a_size_is_refused(copy, capsys):
     assert "no seed" in capsys.readouterr().err
 
 
-def test_what_a_killed_run_left_half_written_is_removed(copy, faces):
+def test_incomplete_files_of_a_killed_run_are_removed(copy, faces):
     (copy / "checkpoint/model-7_temp").mkdir()
     left = [
         copy / "checkpoint/model-7_temp/part-00000-of-00001.index",
@@ -315,7 +325,7 @@ def test_what_a_killed_run_left_half_written_is_removed(copy, faces):
     assert kept(copy) == {"model-4", "model-5"}
 
 
-def test_what_a_user_keeps_beside_the_checkpoints_stays(copy, faces):
+def test_a_users_files_beside_the_checkpoints_are_kept(copy, faces):
     kept_by_user = [
         "checkpoint/model-backup/model-5.index",
         "checkpoint/model-4_best.index",
@@ -336,7 +346,7 @@ def test_what_a_user_keeps_beside_the_checkpoints_stays(copy, faces):
     assert {"model-5", "model-10"} <= kept(copy) and not (copy / "checkpoint/model-4.index").exists()
 
 
-def test_a_users_copy_is_not_gone_on_from_when_the_list_is_lost(copy):
+def test_a_users_copy_is_not_resumed_from_without_the_state_file(copy):
     for suffix in (".index", ".data-00000-of-00001"):
         shutil.copy(copy / f"checkpoint/model-4{suffix}", copy / f"checkpoint/model-4_best{suffix}")
     (copy / "checkpoint/checkpoint").unlink()
@@ -354,26 +364,119 @@ def test_a_weight_that_is_not_finite_is_never_saved(copy):
     assert step_in(copy) == 5
 
 
-def test_another_number_of_faces_is_refused_with_both(copy, faces):
+def test_another_number_of_faces_is_refused_with_both_numbers(copy, faces):
     with pytest.raises(InputError, match="59 faces, but the run in .* was made with 60"):
         train(faces[:-1], copy, 2)
 
 
-def test_a_run_in_a_folder_that_was_moved_goes_on(short, tmp_path, faces):
+def test_a_moved_run_resumes(short, tmp_path, faces):
     moved = shutil.copytree(short, tmp_path / NAME)
     train(faces, moved, 2)
     assert kept(moved) == {"model-5", "model-10"} and step_in(moved) == 10
 
 
-def test_path_with_brackets_is_refused(tmp_path, faces):
-    with pytest.raises(InputError, match=r"path with \* \? or \["):
-        train(faces, tmp_path / "run[1]", 1)
-    assert list(tmp_path.iterdir()) == []
+def test_a_run_in_a_path_with_special_characters_is_written_and_read(tmp_path, faces):
+    save_dir = tmp_path / "[AI] proj (1)" / ("run[1]" if os.name == "nt" else "run[1]*?")
+    model = train(faces, save_dir, 1)
+    assert FaceAging(**TINY, save_dir=save_dir).train(faces, num_epochs=2) is None
+    assert step_in(save_dir) == 10 and rows(save_dir) == 11
+    model.load_checkpoint(save_dir, networks_only=True)
+    z = model.sample(2)
+    np.testing.assert_array_equal(model.generate(z, [30], [0]), FaceAging.load(save_dir).generate(z, [30], [0]))
+
+
+@pytest.mark.parametrize("number", [*NO_FOLDER_SYNC, errno.ENOSPC])
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot open a folder")
+def test_a_folder_without_fsync_is_written_all_the_same_but_not_a_file(copy, monkeypatch, number):
+    sync = os.fsync
+
+    def refuse(descriptor, folder=True):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folder:
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    model = FaceAging(**TINY, save_dir=copy)
+    model.step.assign(7)
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.ENOSPC:
+        with pytest.raises(InputError, match="could not be written"):
+            model.save_checkpoint()
+        return
+    model.save_checkpoint()
+    assert kept(copy) == {"model-5", "model-7"}
+    monkeypatch.setattr(os, "fsync", functools.partial(refuse, folder=False))
+    model.step.assign(8)
+    with pytest.raises(InputError, match="could not be written"):
+        model.save_checkpoint()
+
+
+def test_a_loaded_model_does_not_replace_the_checkpoints_of_a_run(copy):
+    with pytest.raises(InputError, match="model-5 is of a later step than 0"):
+        FaceAging.load(copy).save_checkpoint()
+    with pytest.raises(InputError, match="has a model with size_image 32, not 16"):
+        FaceAging(**TINY | {"size_image": 16}, save_dir=copy).save_checkpoint()
+    assert kept(copy) == {"model-4", "model-5"}
+
+
+def harm_with_nuls(lines):
+    lines[3] = lines[3][:9] + b"\0" * 40
+
+
+def harm_with_a_cell(lines):
+    lines[3] += b",0.5"
+
+
+def harm_as_a_spreadsheet(lines):
+    lines[:] = [line.replace(b",", b";").replace(b".", b",") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("harm", "valid"), [(harm_with_nuls, 4), (harm_with_a_cell, 4), (harm_as_a_spreadsheet, 0), (list.pop, 4)]
+)
+def test_a_damaged_log_is_set_aside_and_its_valid_rows_are_continued(copy, capsys, harm, valid):
+    path = copy / "losses.csv"
+    lines = path.read_bytes().splitlines()
+    harm(lines)
+    harmed = b"\r\n".join(lines) + b"\r\n"  # line ends of Windows
+    path.write_bytes(harmed)
+    names = path.read_text().splitlines()[0].replace(";", ",").split(",")
+    losses = dict.fromkeys([name for name in names if "loss" in name], 0.25)
+    for number in (6, 7):
+        with TrainingLog(copy, number - 1) as log:
+            log.write_step(number, 1.2, losses | ({"new_loss": 1.0} if number == 7 else {}), 1e-4)
+    with TrainingLog(copy, 7) as log:
+        assert len(log.columns["EG_loss"]) == valid + 2 and log.columns["EG_loss"][-2:] == [0.25, 0.25]
+        assert np.isnan(log.columns["new_loss"]).tolist() == [True] * (valid + 1) + [False]
+    reported = capsys.readouterr().err
+    assert b"\r" not in path.read_bytes()
+    if harm is list.pop:  # a missing row is not damage
+        assert reported == "" and not (copy / "losses_damaged1.csv").exists()
+    else:
+        assert reported.count("\n") == 1 and "losses_damaged1.csv" in reported
+        assert (copy / "losses_damaged1.csv").read_bytes() == harmed
+
+
+def test_a_file_that_another_program_keeps_open_ends_no_run(tmp_path, monkeypatch):
+    (tmp_path / ".partial-0123456789abcdef.csv").touch()
+    replace, refused = Path.replace, []
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "in use", str(path))
+
+    def refuse_twice(path, target):
+        refused.append(path)
+        return refuse(path) if len(refused) < 3 else replace(path, target)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "replace", refuse_twice)
+    remove_temporaries(tmp_path)
+    write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").exists()
 
 
 @contextlib.contextmanager
 def without_rights():
-    """As somebody else, where root runs the tests: root may write everywhere."""
+    """As another user, if root runs the tests: root may write everywhere."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -385,8 +488,8 @@ def without_rights():
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_folder_without_the_right_to_write_is_named(faces, there):
-    with tempfile.TemporaryDirectory() as place:  # one that others can reach
+def test_a_folder_without_write_permission_is_named(faces, there):
+    with tempfile.TemporaryDirectory() as place:  # accessible to other users
         save_dir = Path(place, "save")
         if there:
             save_dir.mkdir(mode=0o555)
@@ -397,6 +500,39 @@ def test_a_folder_without_the_right_to_write_is_named(faces, there):
     assert caught.value.filename in (str(save_dir), str(save_dir / "lock"))
 
 
+def test_a_read_only_run_is_used_and_its_results_go_elsewhere(copy, drawn_folder, monkeypatch, capsys):
+    images = sorted(drawn_folder.iterdir())[:2]
+    flags = ["--is_train=False", "--testdir", *map(str, images), "--age=30", "--gender=male"]
+    with tempfile.TemporaryDirectory() as place:  # accessible to other users
+        monkeypatch.chdir(place)
+        for folder in (place, "few"):
+            Path(folder).mkdir(exist_ok=True)
+            Path(folder).chmod(0o777)
+        for image in images:
+            shutil.copy(image, "few")
+        run = shutil.copytree(copy, "run", ignore=shutil.ignore_patterns("test", "lock"))
+        before = sorted(Path(run).rglob("*"))
+        for command in (flags, ["--evaluate=few"]):
+            # as root first: this imports modules that another user may not be allowed to read
+            assert main.main([*command, f"--savedir={copy}"]) == 0
+        Path(run).chmod(0o555)
+        with without_rights():
+            monkeypatch.setattr("main.find_images", lambda _: sorted(Path("few").iterdir()))
+            assert main.main([*flags, "--savedir=run"]) == 0
+            assert main.main(["--evaluate=few", "--savedir=run"]) == 0
+            assert Path("save/evaluation.json").exists()
+            assert len(list(Path("save/test").glob("*.png"))) == 2
+            capsys.readouterr()
+            Path("save/evaluation.json").unlink()
+            Path("save").chmod(0o555)
+            assert main.main(["--evaluate=few", "--savedir=run"]) == 2
+        printed = capsys.readouterr()
+        assert "L1" in printed.out and printed.err.count("evaluation.json: Permission denied") == 1
+        Path(run).chmod(0o755)
+        assert sorted(Path(run).rglob("*")) == before
+
+
+@pytest.mark.slow
 def test_vanished_data_folder_is_named_and_all_saved(workplace, drawn_folder):
     folder = shutil.copytree(drawn_folder, workplace / "data/mine")
     process = start("--dataset=mine", "--epoch=3", cwd=workplace, before=HOLD)
@@ -404,5 +540,5 @@ def test_vanished_data_folder_is_named_and_all_saved(workplace, drawn_folder):
     shutil.rmtree(folder)
     (workplace / "go").touch()
     _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and err.count("\n") == 1 and "pictures cannot be read" in err
+    assert process.returncode == 2 and err.count("\n") == 1 and "images cannot be read" in err
     assert step_in(workplace / "save") == rows(workplace / "save") - 1 > HELD_STEP

@@ -67,6 +67,11 @@ def included_model(name: str) -> Path:
     return folder
 
 
+def is_included(folder: str | Path) -> bool:
+    """Return whether a folder is, or is within, that of the included models, to which nothing may be written."""
+    return Path(folder).resolve().is_relative_to(PRETRAINED.resolve())
+
+
 def reference_name(variable) -> str:
     """Return a weight's name in the reference program's checkpoints: E_conv0/w for E_conv0/kernel."""
     layer, name = variable.path.split("/")[-2:]
