@@ -548,24 +548,37 @@ class FaceAging(Hyperparameters):
 
     # Evaluation and aging.
 
-    def evaluate(self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = ()) -> dict:
-        """Measure reconstruction, the effect of the labels, and identity preservation on labelled faces.
+    def evaluate(
+        self, faces: Sequence[Face], identity: bool = True, others: Sequence[Face] = (), detail: float = 0
+    ) -> dict:
+        """Return the metrics of labelled faces: see support.evaluation.Evaluator.metrics.
 
-        Return the result of support.evaluation.Evaluator.measured. Identity is measured on the first 100 faces, by
-        dlib, about a second a face, and compared with the false accept rate among `others`, or else among the faces; it
-        is omitted without `identity` or if dlib is missing. Images that cannot be read are reported and skipped. Raises
-        InputError if none can be read.
+        identity: compare the first 100 faces with dlib, one second a face; skipped with a line on stderr if dlib is
+        missing. Different people, for the false accept rate, are those of `others`, by default of `faces`. detail: the
+        generated faces keep that part of the images' own detail, see `age`. Unreadable images are named and skipped.
+        Raises InputError if all are unreadable.
         """
-        measuring = Evaluator(self.bins, identity)
+        evaluator = Evaluator(self.bins, identity)
         for images, read in read_parts(faces, self._load_image, "Evaluating"):
             ages, genders = labels_of(read, self.bins)
             z = self._z_of(images)
-            # at every age bin, with the face's own gender label, then with the other
-            aged = [self._at_every_age(z, label) for label in (genders, -genders)]
-            measuring.add(images, read, z, self._images_of(z, ages, genders), *aged)
-        if measuring.people:
-            measuring.compare(*read_images(measuring.choose_others(others or faces), self._load_image))
-        return measuring.measured()
+            aged = [self._at_every_age(z, label) for label in (genders, -genders)]  # as the own and the other gender
+            if detail:
+                aged = [self._with_detail(images, read, z, generated, detail) for generated in aged]
+            evaluator.add(images, read, z, self._images_of(z, ages, genders), *aged)
+        if evaluator.distances:
+            evaluator.add_impostors(*read_images(evaluator.choose_impostors(others or faces), self._load_image))
+        return {"detail": detail, **evaluator.metrics()}
+
+    def _with_detail(self, images: np.ndarray, faces: Sequence[Face], z, aged: np.ndarray, detail: float) -> np.ndarray:
+        """Return generated faces, float [bins, N, S, S, C] in [-1, 1], with detail of the images: see `age`."""
+        years = [face.age for face in faces]
+        own = self.generate(z, years, [face.gender for face in faces])
+        kept = []
+        for centre, generated in zip(self.bins.centres, ops.denormalize(aged).numpy(), strict=True):
+            changes = edits(images, own, generated, years, [centre] * len(years), detail)
+            kept.append([apply_edit(image, edit) for image, edit in zip(images, changes, strict=True)])
+        return ops.normalize(np.array(kept)).numpy()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Return the latent codes z, float32 [N, num_z_channels] in (-1, 1), of images, uint8 [N, H, W, C].
@@ -605,6 +618,11 @@ class FaceAging(Hyperparameters):
         z = np.broadcast_to(z, (count, self.num_z_channels))
         ages, genders = np.broadcast_to(ages, count), np.broadcast_to(genders, count)
         return ops.denormalize(self._images_of(z, self.bins.interpolated(ages), gender_labels(genders))).numpy()
+
+    def at_every_age(self, z: np.ndarray, genders: Sequence[int]) -> np.ndarray:
+        """Generate images, uint8 [bins, N, S, S, C], of z [N, num_z_channels] at every age bin, young to old."""
+        genders = np.broadcast_to(gender_numbers(genders), len(z))
+        return ops.denormalize(self._at_every_age(z, gender_labels(genders))).numpy()
 
     def age(
         self,

@@ -75,11 +75,11 @@ def build(flags: argparse.Namespace, listing: Listing):
     )
 
 
-def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace) -> int | None:
-    """Train until this number of epochs is done; return the number of the signal that stopped it, or None."""
+def fit(model, faces: list[Face], flags: argparse.Namespace, on_epoch_end=None) -> int | None:
+    """Train `model` as the flags set; see FaceAging.train."""
     return model.train(
         faces,
-        num_epochs=epoch,
+        num_epochs=flags.epoch,
         learning_rate=flags.learning_rate,
         optimizer=flags.optimizer,
         schedule=flags.schedule,
@@ -90,6 +90,7 @@ def train_until(epoch: int, model, faces: list[Face], flags: argparse.Namespace)
         flip=flags.flip,
         cache=flags.cache,
         notes={flag: getattr(flags, flag) for flag in TRAINING},
+        on_epoch_end=on_epoch_end,
     )
 
 
@@ -98,7 +99,7 @@ def train(flags: argparse.Namespace, explicit: set[str]) -> int:
     model = build(flags, listing)
     log = model.devices.log
     log("Training Mode")
-    stop_signal = train_until(flags.epoch, model, listing.faces, flags)
+    stop_signal = fit(model, listing.faces, flags)
     if stop_signal:
         log(f"Stopped and saved in {printable(str(flags.savedir))}: the same command resumes")
         return 128 + stop_signal
@@ -152,13 +153,13 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         listed = list_faces(folder, flags.unknown_gender).faces
         others, faces, _ = train_val_split(listed, flags.seed, read_config(source))
         others.sort()
-    measured = model.evaluate(faces, others=faces if flags.evaluate else others, detail=flags.detail)
-    measured = {"folder": str(folder), "held_out": not flags.evaluate, **measured}
-    from support import aging_measures, evaluation
+    metrics = model.evaluate(faces, others=faces if flags.evaluate else others, detail=flags.detail)
+    metrics = {"folder": str(folder), "held_out": not flags.evaluate, **metrics}
+    from support.evaluation import report
 
-    print(evaluation.table(measured), aging_measures.table(measured), sep="\n", flush=True)
+    print(report(metrics), flush=True)
     path = model.save_dir / "evaluation.json"
-    write_json(path, measured)  # last: an error here leaves the table
+    write_json(path, metrics)  # last: an error here leaves the table
     print(f"Done! Results are saved as {printable(str(path))}")
     return 0
 

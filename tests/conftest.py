@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -58,6 +59,12 @@ def refuse_to_list(monkeypatch, *names):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+
+
+@pytest.fixture(autouse=True)
+def without_dlib(monkeypatch):
+    """Hide dlib, an optional package, which would take a second a face in every evaluation."""
+    monkeypatch.setitem(sys.modules, "dlib", None)
 
 
 @pytest.fixture(scope="session")

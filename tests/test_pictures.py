@@ -2,6 +2,7 @@
 
 import stat
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,3 +276,20 @@ def test_filtered_curve_has_no_noise_and_no_delay():
     assert np.abs(smooth - trend).std() < 0.006
     # half way down at the very step where the loss is
     assert abs(np.argmax(smooth < 0.3) - count / 2) < 15
+
+
+def test_the_film_of_a_long_training_takes_bounded_memory_and_frames(tmp_path):
+    side, bins = 16, [str(i) for i in range(10)]
+    names = [f"{epoch:02d}" for epoch in range(1, 201)]
+    for name in ("input", *names):
+        seed = 0 if name == "input" else int(name)
+        rows = np.random.default_rng(seed).integers(0, 256, (1 if name == "input" else 10, side, 10 * side, 3))
+        save_image(tmp_path / f"test/{name}.png", np.concatenate(rows.astype(np.uint8)))
+    tracemalloc.start()
+    pictures.animate_training(tmp_path / "demo_train.gif", names, side, bins)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    with Image.open(tmp_path / "demo_train.gif") as gif:
+        assert gif.n_frames == pictures.GIF_FRAMES
+        frame = gif.width * gif.height * 3
+    assert peak < 100 * frame  # 200 frames at once took 800 * frame

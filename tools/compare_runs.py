@@ -1,23 +1,17 @@
-"""Compare trained runs, such as those of different loss weights, in one table:
+"""Compare trained runs in one table: `python -m tools.compare_runs save/* --out save/comparison`.
 
-    python -m tools.compare_runs save/weights/* support/pretrained/aging --out save/weights/comparison
+For each run, the metrics of FaceAging.evaluate on the faces held out of its training: see docs/evaluation.md. Runs with
+a losses.csv also have:
 
-For each run, on the faces held out of its own training, what `FaceAging.evaluate` measures: the units of MEASURES, of
-support.aging_measures.AGING_MEASURES and of IDENTITY_MEASURES, where dlib is installed (--identity False leaves it
-out, which is faster). And, of a run that has kept its losses:
+- train L1, G_img, D_img: means of the last 300 steps of EG_loss, G_img_loss, and D_img_loss_input + D_img_loss_G; near
+  0, D_img dominates, and G receives no useful gradient;
+- diversity: mean absolute difference between pairs of reconstructions, relative to that between the faces; 0 if all
+  reconstructions are the same.
 
-- train L1, G_img, D_img: means of the last 300 steps of EG_loss, of G_img_loss, and of D_img_loss_input + D_img_loss_G.
-  Where the last is near 0, D_img has won and teaches G nothing.
-- diversity: mean absolute difference between pairs of reconstructions, relative to that between the faces; 0 where all
-  faces look alike.
-
-The table is printed in Markdown, a row as soon as it is measured, and everything that was measured is written to
-OUT.json. How far the network is right that sees the ages stands in two columns of its own, real_age_error and
-real_gender_right; a run of another seed holds out faces that this network was trained on.
+Prints Markdown, a row after each run, and writes all metrics to OUT.json. A run of another seed may hold out faces that
+the age network was trained on: see real_age_mae.
 """
 
-import argparse
-import csv
 import functools
 import os
 import sys
@@ -32,125 +26,90 @@ from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import write_json
 from support.flags import true_or_false
+from tools import command, make_parser, read_losses, run
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
     import ops
     from FaceAging import FaceAging
+    from support.evaluation import markdown, table_cells
 
 LAST_STEPS = 300
-COLUMNS = {  # of the printed table, with the digits
-    "step": 0,
-    "L1": 4,
-    "PSNR": 2,
-    "SSIM": 3,
-    "sharpness": 3,
-    "z_KS": 3,
-    "youngest": 1,
-    "oldest": 1,
-    "centre_error": 1,
-    "rank_correlation": 2,
-    "gender_obeyed": 3,
-    "rebuilt_same": 2,
-    "aged_same": 2,
-    "rebuilt_strict": 2,
-    "aged_strict": 2,
-    "label_movement": 4,
-    "diversity": 2,
-    "train L1": 4,
-    "G_img": 3,
-    "D_img": 3,
-    "real_age_error": 1,
-    "real_gender_right": 2,
+COLUMNS = {  # with their decimals
+    **{"weights": 0, "step": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "z_KS": 3},
+    **{"youngest": 1, "oldest": 1, "age_mae": 1, "rank_correlation": 2, "gender_accuracy": 3, "aged_sharpness": 2},
+    **{"reconstruction_verification": 2, "aged_verification": 2},
+    **{"reconstruction_verification_far1": 2, "aged_verification_far1": 2},
+    **{"label_movement": 4, "diversity": 2, "train L1": 4, "G_img": 3, "D_img": 3},
+    **{"real_age_mae": 1, "real_gender_accuracy": 2},
 }
 
 
 def pairwise_difference(images: np.ndarray) -> float:
-    """The mean absolute difference between two of the pictures, uint8 [N, H, W, C], over all pairs."""
+    """Return the mean absolute difference over all pairs of images, uint8 [N, H, W, C]."""
     flat = images.reshape(len(images), -1).astype(np.int16)
     return float(np.mean([np.abs(flat[i] - flat[i + 1 :]).mean() for i in range(len(flat) - 1)]))
 
 
-def late_losses(path: Path) -> dict:
-    """The step that losses.csv has come to and means of its last steps; nothing where there is no such file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def late_losses(folder: Path) -> dict[str, float]:
+    """Return the last step of losses.csv and means over its last steps; {} without the file."""
+    rows = read_losses(folder)
 
     def late(*names: str) -> float:
-        return float(np.mean([sum(float(row[name]) for name in names) for row in rows[-LAST_STEPS:]]))
+        return float(np.mean([sum(row[name] for name in names) for row in rows[-LAST_STEPS:]]))
 
-    return {
-        "step": int(rows[-1]["step"]),
-        "train L1": late("EG_loss"),
-        "G_img": late("G_img_loss"),
-        "D_img": late("D_img_loss_input", "D_img_loss_G"),
-    }
+    if not rows:
+        return {}
+    losses = {"train L1": ["EG_loss"], "G_img": ["G_img_loss"], "D_img": ["D_img_loss_input", "D_img_loss_G"]}
+    return {"step": int(rows[-1]["step"]), **{name: late(*columns) for name, columns in losses.items()}}
 
 
 def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
-    """The row of a run: the numbers of COLUMNS by name, those that there are, and under "measured" all the rest."""
-    model = FaceAging.load(folder)
-    training = read_config(folder)["training"]
+    """Return a run's row: the values of COLUMNS by name, as far as known, and all metrics under "metrics"."""
+    model, config = FaceAging.load(folder), read_config(folder)
+    training = config["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    training, held_out, _ = train_val_split(faces, model.seed, read_config(folder))
-    measured = model.evaluate(held_out, identity, sorted(training))
+    others, held_out, _ = train_val_split(faces, model.seed, config)
+    metrics = model.evaluate(held_out, identity, sorted(others))
 
     load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
     images, read = read_images(held_out, load_image)
-    rebuilt = model.generate(model.encode(images), [face.age for face in read], [face.gender for face in read])
+    rebuilt = model.age(images, [face.age for face in read], [face.gender for face in read])
     return {
         "run": folder.name,
         "weights": as_flag(training["loss_weights"]),
-        **measured["overall"],
-        **measured["aging"]["overall"],
-        **measured.get("identity", {}).get("overall", {}),
+        **metrics["aging"]["overall"],
+        **metrics.get("identity", {}).get("overall", {}),
+        **metrics["overall"],
         "diversity": pairwise_difference(rebuilt) / pairwise_difference(images),
-        **late_losses(folder / "losses.csv"),
-        "measured": measured,
+        **late_losses(folder),
+        "metrics": metrics,
     }
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def row_line(row: dict) -> str:
-    """The row in Markdown; what is not known is left empty."""
-    numbers = [f"{row[name]:.{digits}f}" if row.get(name) is not None else "" for name, digits in COLUMNS.items()]
-    return line([row["run"], row["weights"], *numbers])
-
-
+@command
 def compare_runs(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tools.compare_runs", description=__doc__.split("\n", 1)[0])
+    parser = make_parser(compare_runs)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--out", type=Path, help="OUT.json is written")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds the data sets")
-    parser.add_argument(
-        "--identity",
-        type=true_or_false,
-        default=True,
-        metavar="BOOL",
-        help="compare people by dlib, slow",
-    )
+    parser.add_argument("--out", type=Path, help="write OUT.json")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with the data sets")
+    parser.add_argument("--identity", type=true_or_false, default=True, metavar="BOOL", help="measure identity, slow")
     flags = parser.parse_args(argv)
-    heads = ["run", "weights", *COLUMNS]
-    print(f"{line(heads)}\n{line(['---'] * len(heads))}", flush=True)
     rows = []
     for folder in flags.runs:
-        try:
-            if not read_config(folder):  # a log beside the runs
-                continue
-            rows.append(measure(folder, flags.data, flags.identity))
-        except (InputError, OSError) as error:  # one that has no checkpoint yet
-            print(f"Left out: {folder}: {error}", file=sys.stderr)
+        if not read_config(folder):  # a log beside the runs
             continue
-        print(row_line(rows[-1]), flush=True)
-        if flags.out:  # after each run, that a long comparison can be stopped
+        try:
+            rows.append(measure(folder, flags.data, flags.identity))
+        except (InputError, OSError) as error:  # no checkpoint yet
+            print(f"Skipped: {folder}: {error}", file=sys.stderr)
+            continue
+        table = markdown(table_cells("run", {folder.name: rows[-1]}, COLUMNS)).splitlines()
+        print("\n".join(table if len(rows) == 1 else table[2:]), flush=True)
+        if flags.out:  # after each run, so that a long comparison can be stopped
             write_json(flags.out.with_name(f"{flags.out.name}.json"), rows)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(compare_runs(sys.argv[1:]))
+    run(compare_runs)

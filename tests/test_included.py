@@ -2,23 +2,19 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from PIL import Image
 
 import main
 from FaceAging import FaceAging
-from ops import load_image, normalize
+from ops import load_image
 from support import recognition
-from support.batches import read_faces, train_val_split
 from support.config import read_config
 from support.dataset import parse_name
 from support.errors import InputError
-from support.evaluation import MEASURES, sharpness, ssim
 from support.pretrained import INCLUDED_MODELS, load_quantized, quantize_weights
 from tests.conftest import TINY, TINY_FLAGS
 from tools import compare_runs, package_model, train_model
@@ -245,70 +241,3 @@ def test_the_table_of_runs_has_a_row_a_run_with_every_number(run, workplace, tmp
     printed = capsys.readouterr().out.splitlines()
     assert printed[2] == printed[3] and printed[3].startswith("| save | 0.0001,0.0001,0.0001 | 5 |")
     assert len({line.count("|") for line in printed}) == 1
-
-
-def test_ssim_is_that_of_wang_and_others():
-    random = np.random.default_rng(0)
-    a = random.uniform(size=(48, 48, 3))
-    b = np.clip(a + 0.2 * random.standard_normal(a.shape), 0, 1)
-    # what scikit-image 0.26 gives: structural_similarity with gaussian_weights, sigma 1.5, use_sample_covariance=False
-    assert ssim(a[None], b[None])[0] == pytest.approx(0.82575302, abs=1e-6)
-    assert ssim(a[None], a[None])[0] == pytest.approx(1)
-    assert ssim(a[None, :8, :8], a[None, :8, :8])[0] == pytest.approx(1)  # smaller than the window
-
-
-def test_sharpness_is_the_variance_of_the_laplacian():
-    checks = np.indices((16, 16)).sum(axis=0)[..., np.newaxis] % 2 * 2.0 - 1  # -1 and 1 by turns
-    inside = np.pad(np.zeros((4, 4, 3)), ((8, 8), (8, 8), (0, 0)))
-    assert sharpness(inside) == 0
-    assert sharpness(checks) > 30  # 8 times the value itself but at the edges
-    assert sharpness(np.repeat(checks, 3, axis=-1)) == pytest.approx(sharpness(checks))
-
-
-def test_what_is_measured_is_what_the_names_say(run, faces):
-    measured = run.evaluate(faces)
-    images, ages, genders = read_faces(faces, run.bins, partial(load_image, size_image=32, channels=3))
-    z = run.encode(images)
-    x, made = normalize(images).numpy(), run.G([z, ages, genders], training=False).numpy()
-    assert measured["overall"]["L1"] == pytest.approx(np.abs(x - made).mean(), abs=2e-5)
-    assert measured["units"] == MEASURES and set(MEASURES) < set(measured["overall"])
-    young, old = (
-        run.G([z, run.bins.one_hot([age]).repeat(len(z), axis=0), genders], training=False).numpy() for age in (3, 8)
-    )
-    assert measured["overall"]["label_movement_by_bin"]["0-5 to 6-10"] == pytest.approx(
-        np.abs(old - young).mean(), abs=2e-5
-    )
-    ordered = np.sort(z.ravel())
-    above = np.arange(1, ordered.size + 1) / ordered.size - (ordered + 1) / 2
-    distance = max(above.max(), (1 / ordered.size - above).max())
-    assert measured["overall"]["z_KS_pooled"] == pytest.approx(distance, abs=2e-5)
-    for groups in (measured["by_age"], measured["by_gender"]):
-        assert sum(group["faces"] for group in groups.values()) == len(faces)
-        mean = sum(group["faces"] * group["L1"] for group in groups.values()) / len(faces)
-        assert mean == pytest.approx(measured["overall"]["L1"], abs=2e-5)
-    assert json.loads(json.dumps(measured)) == measured
-
-
-def test_main_measures_a_folder_or_the_held_out_faces(run, workplace, faces, drawn_folder, capsys):
-    save_dir = str(run.save_dir)
-    assert main.main(["--evaluate", str(drawn_folder), "--savedir", save_dir]) == 0
-    assert "label_movement" in capsys.readouterr().out
-    measured = json.loads((run.save_dir / "evaluation.json").read_text())
-    assert measured["overall"]["faces"] == 60 and not measured["held_out"]
-    assert main.main(["--savedir", save_dir, "--evaluate"]) == 0
-    measured = json.loads((run.save_dir / "evaluation.json").read_text())
-    _, held_out, _ = train_val_split(faces, run.seed)
-    assert measured["overall"] == run.evaluate(held_out)["overall"] and measured["held_out"]
-
-
-@pytest.mark.parametrize("content", ["nothing", "an unlabelled picture", "no folder"])
-def test_a_folder_that_cannot_be_measured_is_refused_in_one_line(run, tmp_path, capsys, content):
-    folder = tmp_path / "faces"
-    if content != "no folder":
-        folder.mkdir()
-    if content == "an unlabelled picture":
-        Image.new("RGB", (40, 40)).save(folder / "me.png")
-    assert main.main(["--evaluate", str(folder), "--savedir", str(tmp_path / "save")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(folder) in error
-    assert not (tmp_path / "save").exists()

@@ -1,0 +1,46 @@
+"""Scripts that train, package, measure and illustrate the included models."""
+
+import argparse
+import csv
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from support.errors import InputError
+from support.terminal import make_streams_safe
+
+
+def make_parser(tool: Callable) -> argparse.ArgumentParser:
+    """Return a parser with the name and the first line of the module of a tool's function."""
+    module = tool.__globals__
+    return argparse.ArgumentParser(prog=module["__spec__"].name, description=module["__doc__"].partition("\n")[0])
+
+
+def command(tool: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """Make a tool print bad input as one line on stderr and return 2."""
+
+    @functools.wraps(tool)
+    def checked(argv: list[str]) -> int:
+        try:
+            return tool(argv)
+        except (InputError, FloatingPointError, OSError) as error:
+            print(f"{tool.__globals__['__spec__'].name}: {error}", file=sys.stderr)
+            return 2
+
+    return checked
+
+
+def run(tool: Callable[[list[str]], int]) -> None:
+    """Run a tool with the arguments of this process, and end the process with its exit status."""
+    make_streams_safe()
+    sys.exit(tool(sys.argv[1:]))
+
+
+def read_losses(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's losses.csv, by column; none if there is no such file."""
+    path = folder / "losses.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
