@@ -1,4 +1,4 @@
-"""The model that ships: how it is packed, who takes it; and what --evaluate measures."""
+"""The included models: packing, loading, --pretrained, and the tools that make them."""
 
 import json
 import shutil
@@ -39,8 +39,8 @@ def packed(run, tmp_path_factory):
 
 
 @pytest.fixture
-def shipped(packed, monkeypatch):
-    """The packed model in the place of the best one that ships."""
+def included(packed, monkeypatch):
+    """The packed model in place of the default included model."""
     monkeypatch.setitem(INCLUDED_MODELS, "aging", packed)
     return packed
 
@@ -84,26 +84,28 @@ def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
         FaceAging.load(tmp_path)
 
 
-def test_shipped_model_ages_where_there_is_none(shipped, faces, tmp_path, capsys):
+def test_the_included_model_is_used_if_savedir_has_none(included, faces, tmp_path, capsys):
     save_dir = tmp_path / "none"
     assert main.main(["--is_train=False", "--savedir", str(save_dir), "--testdir", faces[0].path]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert f"{save_dir} has no trained model: using the included one" in printed
     assert {path.name for path in (save_dir / "test").iterdir()} == {"test_as_male.png", "test_as_female.png"}
-    assert FaceAging.load().save_dir == shipped
+    assert FaceAging.load().save_dir == included
 
 
 @pytest.fixture
-def two_ship(shipped, faces, tmp_path, monkeypatch):
-    """A second model that ships, of other weights and sizes, in the place of the baseline."""
+def two_included(included, faces, tmp_path, monkeypatch):
+    """A second included model, of other weights and sizes, in place of the baseline."""
     other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=tmp_path / "other")
     assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
     package_model.pack(other.save_dir, 8, tmp_path / "baseline")
     monkeypatch.setitem(INCLUDED_MODELS, "paper", tmp_path / "baseline")
-    return shipped, tmp_path / "baseline"
+    return included, tmp_path / "baseline"
 
 
-def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run, faces, drawn_folder, tmp_path, capsys):
+def test_pretrained_selects_the_model_even_if_savedir_has_a_run(
+    two_included, run, faces, drawn_folder, tmp_path, capsys
+):
     aging, measuring = ["--is_train=False", "--testdir", faces[0].path], ["--evaluate", str(drawn_folder)]
     lengths = {"aging": FaceAging.load().num_z_channels, "paper": FaceAging.load(pretrained="2017").num_z_channels}
     assert lengths == {"aging": 50, "paper": 7}
@@ -126,8 +128,8 @@ def test_pretrained_says_which_model_ages_faces_even_beside_a_run(two_ship, run,
     assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["paper"][1]
 
 
-def test_a_training_starts_from_the_model_that_is_named(two_ship, faces, tmp_path):
-    _, baseline = two_ship
+def test_training_starts_from_the_selected_model(two_included, faces, tmp_path):
+    _, baseline = two_included
     model = FaceAging(**{**TINY, "num_z_channels": 7}, save_dir=tmp_path / "save")
     model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="2017")
     theirs = FaceAging.load(baseline)
@@ -142,7 +144,7 @@ def test_a_training_starts_from_the_model_that_is_named(two_ship, faces, tmp_pat
         (["--use_init_model=True", "--pretrained=2017"], "num_z_channels 7, not"),
     ],
 )
-def test_a_pretrained_that_means_nothing_is_refused(two_ship, workplace, capsys, flags, said):
+def test_an_unusable_pretrained_is_refused(two_included, workplace, capsys, flags, said):
     try:
         status = main.main(["--dataset=drawn", *TINY_FLAGS, *flags])
     except SystemExit as error:
@@ -153,8 +155,8 @@ def test_a_pretrained_that_means_nothing_is_refused(two_ship, workplace, capsys,
 
 @pytest.mark.parametrize("part", ["weights.npz", "config.json"])
 @pytest.mark.parametrize("flags", [["--is_train=False"], ["--evaluate", "drawn"], ["--use_init_model=True"]])
-def test_a_model_that_ships_by_half_is_named(two_ship, workplace, drawn_folder, capsys, part, flags):
-    _, baseline = two_ship
+def test_an_incomplete_included_model_is_an_input_error(two_included, workplace, drawn_folder, capsys, part, flags):
+    _, baseline = two_included
     (baseline / part).unlink()
     (baseline / "README.md").write_text("The card")
     flags = [str(drawn_folder) if flag == "drawn" else flag for flag in flags]
@@ -164,14 +166,14 @@ def test_a_model_that_ships_by_half_is_named(two_ship, workplace, drawn_folder, 
     assert not (workplace / "save").exists()
 
 
-def test_training_can_start_from_the_shipped_model(shipped, run, faces, tmp_path):
+def test_training_can_start_from_the_included_model(included, run, faces, tmp_path):
     model = FaceAging(**{**TINY, "seed": 3}, save_dir=tmp_path / "save")
     model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="aging")
     for ours, theirs in zip(model.E.weights, run.E.weights, strict=True):
         assert np.abs(ours.numpy() - theirs.numpy()).max() <= np.abs(theirs.numpy()).max() / 100
 
 
-def test_shipped_model_of_other_sizes_is_refused(shipped, workplace, capsys):
+def test_an_included_model_of_other_sizes_is_refused(included, workplace, capsys):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--num_gen_channels=64", "--num_encoder_channels=8"]
     assert main.main([*flags, "--use_init_model=True"]) == 2
     error = capsys.readouterr().err
@@ -181,7 +183,7 @@ def test_shipped_model_of_other_sizes_is_refused(shipped, workplace, capsys):
     assert not (workplace / "save").exists()
 
 
-def test_the_model_that_ships_ages_the_faces_that_ship(tmp_path, monkeypatch, capsys):
+def test_the_included_model_ages_the_included_faces(tmp_path, monkeypatch, capsys):
     """The first command of the README."""
     monkeypatch.chdir(Path(main.__file__).parent)
     assert main.main(["--is_train", "False", "--savedir", str(tmp_path)]) == 0
@@ -191,7 +193,7 @@ def test_the_model_that_ships_ages_the_faces_that_ship(tmp_path, monkeypatch, ca
     assert sum((folder / "weights.npz").stat().st_size for folder in INCLUDED_MODELS.values()) < 80e6
 
 
-def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
+def test_train_model_and_package_model(workplace, monkeypatch):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--precision=float32", "--learning_rate=0.01"]
     assert train_model.train([*flags, "--epoch=1"]) == 0
     assert train_model.train(["--epoch=2"]) == 0
@@ -214,13 +216,13 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     card = Path(main.__file__).parent / "support/pretrained/aging/README.md"
     (demo / "model").mkdir(parents=True)
     (demo / "model/README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
-    assert package_model.make(["save"]) == 0
-    assert package_model.make(["save", "card"]) == 0  # written over, not twice
+    assert package_model.package(["save"]) == 0
+    assert package_model.package(["save", "card"]) == 0  # replaced, not appended
     written = (demo / "model/README.md").read_text(encoding="utf-8")
     assert (
         written.count(package_model.BEGIN)
-        == written.count("| 8 bits, as shipped | 6 |")
-        == written.count("| age asked for |")
+        == written.count("| 8 bits, as included | 6 |")
+        == written.count("| requested age |")
         == 1
     )
     assert {path.name for path in demo.iterdir()} == {
@@ -230,14 +232,15 @@ def test_demo_train_and_make_make_what_ships(workplace, monkeypatch):
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
 
 
-def test_the_table_of_runs_has_a_row_a_run_with_every_number(run, workplace, tmp_path, monkeypatch, capsys):
+def test_compare_runs_prints_a_row_for_each_run(run, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recognition, "dlib_models", lambda: None)
     monkeypatch.setattr(recognition, "embeddings", lambda images: images.reshape(len(images), -1)[:, :128] / 255.0)
     (tmp_path / "empty").mkdir()
     assert compare_runs.compare_runs([str(run.save_dir)] * 2 + ["empty", "--out=table", "--data=data"]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["run"] for row in rows] == ["save", "save"] and rows[0] == rows[1]
-    assert all(np.isfinite(rows[0][name]) for name in set(compare_runs.COLUMNS) - {"rebuilt_strict", "aged_strict"})
+    unknown = {"reconstruction_verification_far1", "aged_verification_far1"}
+    assert all(np.isfinite(rows[0][name]) for name in {*compare_runs.COLUMNS} - unknown - {"weights"})
     printed = capsys.readouterr().out.splitlines()
-    assert printed[2] == printed[3] and printed[3].startswith("| save | 0.0001,0.0001,0.0001 | 5 |")
+    assert printed[2] == printed[3] and printed[3].startswith("| save | G_img=0.0001,E_z=0.0001,tv=0.0001 | 5 |")
     assert len({line.count("|") for line in printed}) == 1
