@@ -21,10 +21,10 @@ from PIL import Image
 import main
 from support import pictures
 from support.batches import train_val_split
-from support.config import as_flag, read_config
+from support.config import TRAINING, as_flag, read_config
 from support.dataset import Face, find_dataset, image_names, list_faces
 from support.files import atomic_write, write_json
-from support.flags import TRAINING, to_path
+from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE, parse_name
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED
