@@ -3,6 +3,7 @@
 import argparse
 import csv
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from support.terminal import make_streams_safe
 
 def make_parser(tool: Callable) -> argparse.ArgumentParser:
     """Return a parser with the name and the first line of the module of a tool's function."""
-    module = tool.__globals__
+    module = inspect.unwrap(tool).__globals__
     return argparse.ArgumentParser(prog=module["__spec__"].name, description=module["__doc__"].partition("\n")[0])
 
 
