@@ -49,7 +49,7 @@ from support.evaluation import Evaluator
 from support.images import fit_images, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
-from support.photo import apply_edit, edits, own_labels, read_photo
+from support.photo import apply_edit, edits, own_labels, read_photo, read_photos
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.pretrained import (
     DEFAULT_MODEL,
@@ -737,7 +737,7 @@ class FaceAging(Hyperparameters):
         animate, "gif" or "mp4", a film. The other arguments are those of `age_photo`, film_side is the longer side of a
         film in pixels, and align searches for faces also in images that are aligned faces as a whole.
         """
-        photos = portraits.read_photos(paths, self.size_image, self.num_input_channels, align, faces)
+        photos = read_photos(paths, self.size_image, self.num_input_channels, align, faces)
         renderer = self._renderer(detail, own_ages, own_genders)
         return renderer.age_photos(photos, gender_numbers(genders), ages, years, animate, film_side)
 
@@ -773,6 +773,4 @@ class FaceAging(Hyperparameters):
         if detail:
             renderer = self._renderer(detail, own_ages, own_genders)
             ends, blended = renderer.blend_detail(faces, blended, ages)
-        path = self.save_dir / "test" / portraits.blend_name(faces)
-        portraits.draw_blend(path, ends, np.stack(blended), ages)
-        return path
+        return portraits.draw_blend(self.save_dir / "test", faces, ends, blended, ages)

@@ -10,7 +10,7 @@ from support.batches import count_seen, train_val_split
 from support.config import MODEL, TRAINING, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, exhausted, printable
-from support.files import writable, write_json
+from support.files import output_name, writable, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, check_aging, parse_flags
 from support.labels import AgeBins
 from support.pretrained import included_model
@@ -177,8 +177,6 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
         genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align, **detail)]
     else:
-        from support.portraits import output_name
-
         chosen = GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo
         aged = model.test(paths, *chosen, **detail)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import platform
@@ -80,6 +81,19 @@ def shortened(name: str, most: int = NAME_BYTES) -> str:
     while len(os.fsencode(name)) > most:
         name = name[:-1]
     return name
+
+
+def output_name(path: str | Path) -> str:
+    """Return the beginning of the names of the images made of a photo: its own name, shortened if too long."""
+    return shortened(Path(path).stem)
+
+
+def unused(name: str, names: set[str]) -> str:
+    """Return the name, numbered from _2 where `names` has it, and add it there; case is ignored."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    free = next(one for one in itertools.chain([name], numbered) if one.casefold() not in names)
+    names.add(free.casefold())
+    return free
 
 
 def write_json(path: str | Path, content: dict) -> None:

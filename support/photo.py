@@ -16,9 +16,10 @@ from tqdm import tqdm
 from support import recognition
 from support.alignment import DetectedFace, Detections, apply, find_faces, looks_aligned, side_of
 from support.errors import InputError, printable
-from support.files import atomic_write
+from support.files import atomic_write, output_name, unused
 from support.images import fit_image, from_srgb, read_full, read_image, to_image
-from support.labels import FEMALE, GENDER_NAMES, MALE, UNKNOWN, parse_name
+from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, UNKNOWN, parse_name
+from support.terminal import progress
 
 # docs/experiments.md has what was measured. Lengths are fractions of the face's side, changes those of [-1, 1].
 BLUR = 3 / 128  # standard deviation of the filter that averages the change
@@ -156,8 +157,9 @@ class Photo(NamedTuple):
         names = [self.name if len(self.frames) == 1 else f"{self.name}, face {i + 1}" for i in self.chosen]
         return own_labels(self.faces, [self.label] * len(names), own_ages, own_genders, names)[:2]
 
-    def on(self, image: Image.Image) -> "Photo":
-        """Return the photo with its image at another size."""
+    def shrunk(self, image: Image.Image, side: int) -> "Photo":
+        """Return the photo with another image of it, which is shrunk to a longer side of at most `side` pixels."""
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
         scale = image.width / self.image.width
         return self._replace(image=image, frames=[scale * frame for frame in self.frames])
 
@@ -248,6 +250,35 @@ def labels_of_name(path: str | Path) -> tuple[int, ...]:
     """Return the (age, gender) of a file's name, or () where it lacks one of them."""
     _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
     return () if UNKNOWN in label else tuple(label)
+
+
+def read_photos(
+    paths: Sequence[str | Path], size_image: int, channels: int, align: bool, numbers: Sequence[int]
+) -> Iterator[tuple[str, Path, Photo]]:
+    """Yield (the name of what is made of it, path, photo) of each photo: see `read_photo`.
+
+    What cannot be read, or shows no face, is named and left out. Raises InputError where that is everything.
+    """
+    names = set()
+    for path in progress(paths, "Aging", unit="photo"):
+        try:
+            photo = read_photo(path, size_image, channels, align, numbers)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            tqdm.write(f"Left out: {error}")
+            continue
+        yield unused(output_name(path), names), Path(path), photo
+    if not names:
+        raise InputError(f"no face to age in any of {len(paths):,} images")
+
+
+def relative_ages(own: Sequence[float], years: float, name: str) -> list[float]:
+    """Return ages relative to people's own, within 0 and OLDEST; a limited one is printed."""
+    ages = [min(max(age + years, 0), OLDEST) for age in own]
+    if limited := [i for i, age in enumerate(own, 1) if not 0 <= age + years <= OLDEST]:
+        tqdm.write(f"{name}: {years:+g} years is outside 0-{OLDEST} for face {', '.join(map(str, limited))}: limited")
+    return ages
 
 
 def report_faces(found: Detections, name: str) -> list[DetectedFace]:

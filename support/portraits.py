@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from support.alignment import LARGEST_CROP, find_faces, looks_aligned
 from support.errors import InputError, printable
-from support.files import NAME_BYTES, shortened
+from support.files import NAME_BYTES, output_name, shortened, unused
 from support.images import BadImage, fit_image, read_image, save_image, to_image
-from support.labels import GENDER_NAMES, OLDEST, AgeBins, gender_numbers
-from support.photo import Photo, apply_edit, edits, labels_of_name, own_labels, read_photo, report_faces, save_photos
+from support.labels import GENDER_NAMES, AgeBins, gender_numbers
+from support.photo import Photo, apply_edit, edits, labels_of_name, own_labels, relative_ages, report_faces, save_photos
 from support.pictures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
 from support.terminal import progress
 
@@ -82,73 +82,12 @@ def read_portraits(
         )
 
 
-def read_photos(
-    paths: Sequence[str | Path], size_image: int, channels: int, align: bool, numbers: Sequence[int]
-) -> Iterator[tuple[str, Path, Photo]]:
-    """Yield (the name of what is made of it, path, photo) of each photo: see `read_photo`.
-
-    What cannot be read, or shows no face, is named and left out. Raises InputError where that is everything.
-    """
-    names = set()
-    for path in progress(paths, "Aging", unit="photo"):
-        try:
-            photo = read_photo(path, size_image, channels, align, numbers)
-        except InputError as error:
-            if len(paths) == 1:
-                raise
-            tqdm.write(f"Left out: {error}")
-            continue
-        yield unused(output_name(path), names), Path(path), photo
-    if not names:
-        raise InputError(f"no face to age in any of {len(paths):,} images")
-
-
-def relative_ages(own: Sequence[float], years: float, name: str) -> list[float]:
-    """Return ages relative to people's own, within 0 and OLDEST; a limited one is printed."""
-    ages = [min(max(age + years, 0), OLDEST) for age in own]
-    if limited := [i for i, age in enumerate(own, 1) if not 0 <= age + years <= OLDEST]:
-        tqdm.write(f"{name}: {years:+g} years is outside 0-{OLDEST} for face {', '.join(map(str, limited))}: limited")
-    return ages
-
-
-def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """Return an image with its longer side at most `side` pixels."""
-    scale = min(1, side / max(image.size))
-    size = [max(1, round(scale * length)) for length in image.size]
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
-
-
 def read_portrait(path: str | Path, size_image: int, channels: int, align: bool) -> Portrait:
     """Return the one face of a photo: see `read_portraits`. Raises InputError where it shows none or several."""
     faces = list(read_portraits([path], size_image, channels, align))
     if len(faces) > 1:
         raise InputError(f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}")
     return faces[0]
-
-
-def output_name(path: str | Path) -> str:
-    """Return the beginning of the names of the images made of a photo: its own name, shortened if too long."""
-    return shortened(Path(path).stem)
-
-
-def blend_name(faces: Sequence[Portrait]) -> str:
-    """Return the file name of a blend of two faces."""
-    first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
-    return f"blend_{first}_{second}.png"
-
-
-def unused(name: str, names: set[str]) -> str:
-    """Return the name, numbered from _2 where `names` has it, and add it there; case is ignored."""
-    numbered = (f"{name}_{number}" for number in itertools.count(2))
-    free = next(one for one in itertools.chain([name], numbered) if one.casefold() not in names)
-    names.add(free.casefold())
-    return free
-
-
-def rows_of(portraits: Iterator[Portrait], length: int) -> Iterator[list[Portrait]]:
-    """Yield the portraits in rows of this length; the last may be shorter."""
-    while row := list(itertools.islice(portraits, length)):
-        yield row
 
 
 def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) -> None:
@@ -162,12 +101,6 @@ def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) 
             number = re.fullmatch(rf"{name}_([1-9]\d*)\.png", path.name)
             if number and (int(number[1]) - 1) * IN_A_ROW >= count:
                 path.unlink()
-
-
-def years_there_and_back(bins: AgeBins) -> np.ndarray:
-    """Return the ages in years of a film's frames, float [FILM_FRAMES]: from young to old and back."""
-    older = np.linspace(bins.centres[0], bins.centres[-1], FILM_FRAMES // 2 + 1)
-    return np.concatenate([older, older[-2:0:-1]])
 
 
 class Row(NamedTuple):
@@ -194,9 +127,9 @@ class Renderer:
 
     def age(self, faces: Iterator[Portrait], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
         """Draw portraits at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
-        count = 0
+        count, faces = 0, iter(faces)
         # a face at a time where each has images of its own, so that the progress bar moves
-        for portraits in rows_of(faces, 1 if ages or animate else IN_A_ROW):
+        while portraits := list(itertools.islice(faces, 1 if ages or animate else IN_A_ROW)):
             row = self._row(portraits)
             for gender in genders:
                 if ages:
@@ -240,12 +173,18 @@ class Renderer:
         aged = aged.reshape(len(ages), count, *aged.shape[1:])
         if row.own is None:
             return aged
+        crops = self._crops(row, side)
+        return np.asarray([self._with_detail(row, crops, *pair) for pair in zip(aged, ages, strict=True)])
+
+    def _with_detail(self, row: Row, crops: list[np.ndarray], aged: np.ndarray, age: float) -> list[np.ndarray]:
+        """Return a row's crops at an age in years: aged are the generated faces, uint8 [N or 1, S, S, C]."""
         images = np.stack([portrait.image for portrait in row.portraits])
-        crops, made = self._crops(row, side), []
-        for age, one in zip(ages, aged, strict=True):
-            changes = edits(images, row.own, one, row.ages, age, self.detail)
-            made.append([apply_edit(crop, edit) for crop, edit in zip(crops, changes, strict=True)])
-        return np.asarray(made)
+        return list(map(apply_edit, crops, edits(images, row.own, aged, row.ages, age, self.detail)))
+
+    def _side(self, row: Row) -> int:
+        """Return the side in pixels of a row's faces on a sheet or in a film."""
+        detailed = min(DETAIL_SIDE, max(len(one.crop) for one in row.portraits)) if self.detail else 0
+        return max(detailed, len(row.portraits[0].image))
 
     def _crops(self, row: Row, side: int | None) -> list[np.ndarray]:
         """Return the faces at the size that they are drawn at, uint8 [side, side, C]; None: their own."""
@@ -277,7 +216,7 @@ class Renderer:
                 save_image(self.folder / f"{name}_faces.png", np.asarray(overview))
             rows = {f"{age:g}": [age] * len(own[0]) for age in ages}
             rows |= {f"{year:+g}": relative_ages(own[0], year, photo.name) for year in years}
-            film = photo.on(shrunk(read_image(path), film_side)) if animate else None
+            film = photo.shrunk(read_image(path), film_side) if animate else None
             for gender in genders or (None,):
                 to = own[1] if gender is None else [gender] * len(own[1])
                 suffix = f"_{GENDER_NAMES[to[0]]}" if len(set(to)) == 1 else ""
@@ -286,8 +225,8 @@ class Renderer:
                     paths = [self.folder / f"{name}_{title}{suffix}" for title in rows]
                     save_photos(paths, photo, photo.aged(list(rows.values()), *labels))
                 if film:
-                    older = years_there_and_back(self.bins)[: FILM_FRAMES // 2 + 1, np.newaxis]
-                    made = film.aged(older.repeat(len(to), axis=1), *labels)
+                    older = np.repeat(self._film_ages()[:, np.newaxis], len(to), axis=1)
+                    made = film.aged(older, *labels)
                     frames = [np.asarray(film.edited(face_edits)) for face_edits in made]
                     path = self.folder / f"{name}{suffix}.{animate}"
                     save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=GIF_BYTES)
@@ -302,22 +241,16 @@ class Renderer:
         of the other.
         """
         row = self._row(faces)
-        side = max(len(row.z), min(DETAIL_SIDE, *(len(face.crop) for face in faces)))
-        crops, count = self._crops(row, side), len(blended[0])
-        images, made = np.stack([face.image for face in faces]), []
+        crops, count, made = self._crops(row, self._side(row)), len(blended[0]), []
         for age, one in zip(ages, blended, strict=True):
             for share, image in zip(np.linspace(0, 1, count), one, strict=True):
-                changes = edits(images, row.own, image[np.newaxis], row.ages, age, self.detail)
-                first, second = (
-                    apply_edit(crop, edit).astype(float) for crop, edit in zip(crops, changes, strict=True)
-                )
+                first, second = self._with_detail(row, crops, image[np.newaxis], age)
                 made.append(np.rint((1 - share) * first + share * second).astype(np.uint8))
         return np.stack(crops), np.reshape(made, (2, count, *crops[0].shape))
 
     def _draw_sheet(self, first: int, row: Row, gender: int) -> None:
         """Draw faces: their photos if these are shown, the input, the faces as labelled, and at every age."""
-        side = min(DETAIL_SIDE, max(len(one.crop) for one in row.portraits)) if self.detail else 0
-        side = max(side, row.portraits[0].image.shape[0])
+        side = self._side(row)
         images = np.stack(self._crops(row, side))
         rows, names = [images], ["input"]
         channels = images.shape[-1]
@@ -336,15 +269,7 @@ class Renderer:
         aged = self._age(row, self.bins.centres, gender, side)
         self._save_sheet("test", first, gender, [*rows, *aged], [*names, *self.bins.names], row.labels)
 
-    def _save_sheet(
-        self,
-        kind: str,
-        first: int,
-        gender: int,
-        rows: Sequence[np.ndarray],
-        names: list[str],
-        labels: Sequence[str],
-    ) -> None:
+    def _save_sheet(self, kind: str, first: int, gender: int, rows, names: list[str], labels: list[str]) -> None:
         """Write a sheet: a column for each face, or of FEW faces or fewer a row for each, with the ages below."""
         suffix = f"_{first // IN_A_ROW + 1}" if first else ""
         title = f"as {GENDER_NAMES[gender]}"
@@ -363,8 +288,8 @@ class Renderer:
 
     def _draw_film(self, row: Row, gender: int, suffix: str) -> None:
         """Draw a film of a face from young to old and back, with its age above, beside its photo if it is shown."""
-        portrait, ages = row.portraits[0], years_there_and_back(self.bins)
-        side = min(DETAIL_SIDE, len(portrait.crop)) if self.detail else portrait.image.shape[0]
+        portrait, ages = row.portraits[0], self._film_ages()
+        side = self._side(row)
         images = self._age(row, ages, gender, side)[:, 0]
         beside = [] if portrait.photo is None else [fit_image(portrait.photo, side, images.shape[-1])]
         scale = int(np.ceil(FILM_SIDE / side))
@@ -377,7 +302,11 @@ class Renderer:
             for age, image in zip(ages, images, strict=True)
         ]
         path = self.folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
-        save_animation(path, frames, FILM_SECONDS, max_bytes=FILM_BYTES)
+        save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=FILM_BYTES)
+
+    def _film_ages(self) -> np.ndarray:
+        """Return the ages in years of the first half of a film, from young to old; the second half is its reverse."""
+        return np.linspace(self.bins.centres[0], self.bins.centres[-1], FILM_FRAMES // 2 + 1)
 
 
 def blend_labels(
@@ -400,8 +329,13 @@ def blend_labels(
     return ages, genders
 
 
-def draw_blend(path: Path, ends: np.ndarray, blended: np.ndarray, ages: Sequence[float]) -> None:
-    """Draw a blend of two faces, uint8 [2, S, S, C]: a row, uint8 [N, S, S, C], for each of the two ages."""
+def draw_blend(
+    folder: Path, faces: Sequence[Portrait], ends: np.ndarray, blended: np.ndarray, ages: Sequence[float]
+) -> Path:
+    """Draw a blend of two faces, images uint8 [2, S, S, C]: a row, uint8 [N, S, S, C], for each of the two ages."""
+    first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
+    path = folder / f"blend_{first}_{second}.png"
     inputs = np.full_like(blended[0], 255)
     inputs[[0, -1]] = ends
     save_image(path, sheet(np.stack([inputs, *blended]), ["input", *(f"at {age:g}" for age in ages)]))
+    return path

@@ -13,6 +13,7 @@ from FaceAging import FaceAging
 from support.alignment import find_faces
 from support.errors import InputError
 from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_labels, read_photo
+from support.portraits import read_portrait
 from tests.conftest import TINY
 
 SQUARE = np.array([(1.0, 0, 0), (0, 1, 0)])  # the frame of a photo of one pixel
@@ -252,3 +253,15 @@ def test_a_pasted_face_is_found_again_where_it_was(model, portrait):
     (aged,) = model.age_photo(np.asarray(portrait), [77], detail=1, own_ages=[77], own_genders=[1])
     after = find_faces(Image.fromarray(aged)).faces[0]
     assert np.abs(before.points - after.points).max() < 6
+
+
+def test_a_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
+    paths = [Path(f"demo/faces/{name}.png").resolve() for name in ("01_1F25", "02_1M78")]
+    faces, ages, genders = [read_portrait(path, 32, 3, align=False) for path in paths], (25, 78), (1, 0)
+    first, last = model.generate(model.encode(np.stack([face.image for face in faces])), ages, genders)
+    ends, blended = model._renderer(1).blend_detail(faces, np.stack([[first, last]] * 2), ages)
+    assert ends.shape == (2, 128, 128, 3) and blended.shape == (2, 2, 128, 128, 3)
+    assert np.abs(blended[0, 0].astype(int) - ends[0]).mean() < 1  # each at its own age
+    assert np.abs(blended[1, 1].astype(int) - ends[1]).mean() < 1
+    model.save_dir = tmp_path
+    assert iio.imread(model.blend(*paths, detail=1)).shape[1] > 1280
