@@ -24,12 +24,8 @@ from support.batches import (
     PRETRAINING_EPOCHS,
     BatchLoader,
     epoch_name,
-    in_batches,
-    labels_digest,
     labels_of,
     read_faces,
-    read_images,
-    read_parts,
     train_val_split,
 )
 from support.config import (
@@ -42,11 +38,11 @@ from support.config import (
     read_config,
     write_config,
 )
-from support.dataset import Face, TooManyBad
+from support.dataset import Face, TooManyBad, data_digest
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import Evaluator
-from support.images import fit_images, save_image
+from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
 from support.photo import apply_edit, edits, own_labels, read_photo, read_photos
@@ -376,10 +372,11 @@ class FaceAging(Hyperparameters):
         finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
         """
         self._choose_optimizer(optimizer)
-        training, held_out, record = train_val_split(faces, self.seed, read_config(self.save_dir), self.devices.log)
+        before = read_config(self.save_dir), self.devices.log, init_model
+        training, held_out, record = train_val_split(faces, self.seed, *before)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        notes = {**(notes or {}), "faces": len(faces), "held_out": record, "labels": labels_digest(faces)}
+        notes = {**(notes or {}), "init_model": init_model, "faces": len(faces), "data": data_digest(faces), **record}
         notes["optimizer"] = optimizer
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
         plan = Schedule(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
@@ -671,13 +668,13 @@ class FaceAging(Hyperparameters):
         aged = found.aged(rows, own, genders, detail, self.encode, self.generate)
         return [np.asarray(found.edited(edit)) for edit in aged]
 
-    @in_batches
+    @ops.in_batches
     @tf.function(reduce_retracing=True)
     def _z_of(self, images):
         """Return z, float32 [N, num_z_channels], of images of the model's size, uint8 [N, S, S, C]."""
         return self.E(ops.normalize(images), training=False)
 
-    @in_batches
+    @ops.in_batches
     @tf.function(reduce_retracing=True)
     def _images_of(self, z, ages, genders):
         """Return images, float32 [N, S, S, C] in (-1, 1), of z and label vectors."""

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from support.alignment import align_dataset, aligned_name, doubt_alignment, photos_name
-from support.batches import count_seen, train_val_split
+from support.batches import choose_measured, train_val_split
 from support.config import MODEL, TRAINING, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, exhausted, printable
 from support.files import output_name, writable, write_json
 from support.flags import AGING, DEMO_FACES, GENDERS, check_aging, parse_flags
 from support.labels import AgeBins
-from support.pretrained import included_model
+from support.pretrained import included_model, included_name
 from support.terminal import PROJECT, check_threads, from_here, make_streams_safe, python, quiet, silence
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
@@ -37,17 +37,7 @@ def find_faces(flags: argparse.Namespace, explicit: set[str]) -> Listing:
     photos = photos_name(flags.dataset) if flags.align else ""
     if photos and not Path("data", flags.dataset).is_dir():
         align_dataset(find_dataset(photos), Path("data", flags.dataset), flags.unknown_gender)
-    listing = list_faces(find_dataset(flags.dataset), flags.unknown_gender)
-    if flags.use_init_model and not config:
-        included = read_config(included_model(flags.pretrained))
-        held_out = train_val_split(listing.faces, flags.seed, log=lambda _: None).held_out
-        seen = count_seen(included, held_out) if flags.dataset == included["training"]["dataset"] else 0
-        if seen:
-            print(
-                f"The included model may have been trained on {seen:,} of the faces that this run holds out, so what "
-                f"is measured on them is too good (fewer with its own --seed {included['model']['seed']})"
-            )
-    return listing
+    return list_faces(find_dataset(flags.dataset), flags.unknown_gender)
 
 
 def build(flags: argparse.Namespace, listing: Listing):
@@ -148,13 +138,16 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         faces = list_faces(folder, flags.unknown_gender).faces
     # the recorded unknown_gender applies to the training faces only
     model, source = load(flags, explicit - {"unknown_gender"})
+    config, others = read_config(source), ()
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
         listed = list_faces(folder, flags.unknown_gender).faces
-        others, faces, _ = train_val_split(listed, flags.seed, read_config(source))
-        others.sort()
-    metrics = model.evaluate(faces, others=faces if flags.evaluate else others, detail=flags.detail)
-    metrics = {"folder": str(folder), "held_out": not flags.evaluate, **metrics}
+        training, faces, _ = train_val_split(listed, flags.seed, config)
+        others = sorted(training)
+    name = config.get("training", {}).get("init_model") or included_name(source)
+    faces, notes = choose_measured(faces, others, name)
+    metrics = model.evaluate(faces, others=others or faces, detail=flags.detail)
+    metrics = {"folder": str(folder), **notes, **metrics}
     from support.evaluation import report
 
     print(report(metrics), flush=True)

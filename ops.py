@@ -5,6 +5,8 @@ transposed convolutions and fully connected layers from a normal(0, 0.02), biase
 a Keras tensor, so that a network's definition has one line per layer.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import support  # noqa: F401, before keras and tensorflow: it sets environment variables that they read
@@ -16,7 +18,7 @@ import tensorflow as tf
 from keras import layers
 
 from support import fast_ops
-from support.images import fit_image, read_image
+from support.images import INFERENCE_BATCH, fit_image, read_image
 from support.losses import STDDEV
 from support.pictures import IN_A_ROW, grid
 
@@ -106,3 +108,15 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
 def batch_grid(images, columns: int = IN_A_ROW) -> np.ndarray:
     """Return images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps: uint8 [H, W, C]."""
     return grid(denormalize(images).numpy(), columns)
+
+
+def in_batches(method: Callable) -> Callable:
+    """Run a method in chunks of INFERENCE_BATCH rows and return NumPy arrays."""
+
+    @functools.wraps(method, updated=())
+    def batched(self, *arrays: np.ndarray) -> np.ndarray:
+        bound = method.__get__(self, type(self))  # a tf.function is traced once for each model
+        parts = range(0, len(arrays[0]), INFERENCE_BATCH)
+        return np.concatenate([bound(*(array[i : i + INFERENCE_BATCH] for array in arrays)).numpy() for i in parts])
+
+    return batched

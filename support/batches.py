@@ -1,11 +1,9 @@
 """One split into training and held-out faces, and the batches of an epoch, read ahead by threads."""
 
-import contextlib
-import functools
-import hashlib
+import itertools
 import os
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +12,13 @@ import numpy as np
 
 from support.dataset import Face, check_bad
 from support.errors import InputError, first_names, printable
-from support.images import BadImage
-from support.labels import AgeBins, gender_labels
-from support.terminal import progress
+from support.images import BadImage, find_copies, hash_files, read_images
+from support.labels import AgeBins, gender_labels, parse_person
+from support.pretrained import is_trained_on
 
 PRETRAINING_EPOCHS = 10  # epochs without adversarial losses, numbered -9 to 0
 BATCHES_AHEAD = 2
-INFERENCE_BATCH = 50  # images encoded or generated at a time, which bounds the memory
 MOST_HELD_OUT = 100  # faces
-FILES_A_TASK = 500  # one future for each of 163,446 files would cost more than reading them
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -33,56 +29,138 @@ def epoch_name(epoch: int) -> str:
 
 
 class Split(NamedTuple):
-    """A data set in two parts, and the record by which config.json identifies the second as "held_out"."""
+    """A data set in two parts, and what config.json records of it."""
 
     training: list[Face]
     held_out: list[Face]
-    record: dict[str, str]  # file name by SHA-256 of each held-out face
+    notes: dict  # "held_out", file names by SHA-256; "people", their number if whole people are held out
 
 
 def train_val_split(
-    faces: Sequence[Face], seed: int, config: dict | None = None, log: Callable[[str], None] = print
+    faces: Sequence[Face],
+    seed: int,
+    config: dict | None = None,
+    log: Callable[[str], None] = print,
+    init_model: str | None = None,
 ) -> Split:
     """Split faces into those to train on and those held out, none of which is an exact copy of one trained on.
 
     config: the config.json of an earlier training, or {} for a new one. A new one holds out a tenth of the faces, 1 to
-    100, by a seeded shuffle. An earlier one held out those in its record; a run that is older than the record held out
-    those of the same shuffle, and trained on copies. `log` prints copies and missing faces. Raises InputError if the
-    held-out faces are unknown or not in the data set.
+    100, by a seeded shuffle; if file names tell the people, faces of up to 100 people, a tenth of them, whose other
+    photos are not trained on; and none that the included model `init_model` was trained on, unless it was trained on
+    all. An earlier training held out the faces in its record; a run older than the record, those of the same shuffle.
+    `log` prints copies, people and missing faces. Raises InputError if the held-out faces are unknown
+    or not in the data set.
     """
     shuffled = [faces[i] for i in np.random.default_rng(seed).permutation(len(faces))]
-    held_out = shuffled[: min(MOST_HELD_OUT, max(1, len(faces) // 10))]
     before = (config or {}).get("training", {})
+    people = set()
     if "held_out" in before:
         held_out = _find_recorded(faces, before["held_out"], log)
-    elif before and before.get("faces") != len(faces):
-        raise InputError(
-            "which faces were held out of the training is unknown: the run has no record of them, and was made with "
-            f"{before.get('faces', 'other')} faces, not these {len(faces):,}; --evaluate DIR measures on a folder"
-        )
-    chosen = set(held_out)
+        people = _people_in(before["held_out"].values()) if before.get("people") else set()
+    elif before:
+        held_out = _find_unrecorded(shuffled, before.get("faces"))
+    else:
+        held_out, people = _choose(shuffled, init_model)
+    chosen, copies = set(held_out), find_copies([face.path for face in faces])
     training = [face for face in shuffled if face not in chosen]
-    copies = find_copies(faces)
-    if before and "held_out" not in before:
+    if people:
+        training = [face for face in training if parse_person(face.path) not in people]
+    if before and "held_out" not in before:  # it was trained on copies
         held_out = _without_copies(held_out, training, copies)
         if not held_out:
-            raise InputError(
-                "the run was trained on copies of all its held-out faces: --evaluate DIR measures on a folder"
-            )
-        log(f"The run has no record of its held-out faces: {len(held_out):,} by its seed, of which it saw no copy")
+            raise InputError("all held-out faces have copies that were trained on: --evaluate DIR measures on a folder")
+        log(f"The run has no record of its held-out faces: {len(held_out):,} by its seed that have no copy")
     else:
-        kept = _without_copies(training, held_out, copies)
-        if copies and not before:
-            first, second = _pair(copies)
-            log(
-                f"{len(copies) - len(set(copies.values())):,} images are exact copies of others, such as "
-                f"{printable(second)} of {printable(first)}; {len(training) - len(kept):,} of them, copies of held-out "
-                "faces, are not trained on"
-            )
-        training = kept
-    digests = _digests([face.path for face in held_out])
-    names = [Path(face.path).name for face in held_out]
-    return Split(training, held_out, {digest: name for digest, name in zip(digests, names, strict=True) if digest})
+        others, training = training, _without_copies(training, held_out, copies)
+        if not before:
+            if not unseen_by(init_model, held_out):
+                log(f"The included model {init_model} was trained on all faces: measure on others, --evaluate DIR")
+            _log_split(faces, copies, len(others) - len(training), people, len(held_out), log)
+    digests = zip(hash_files([face.path for face in held_out]), held_out, strict=True)
+    record = {digest: Path(face.path).name for digest, face in digests if digest}
+    return Split(training, held_out, {"held_out": record} | ({"people": len(people)} if people else {}))
+
+
+def _choose(shuffled: list[Face], init_model: str | None) -> tuple[list[Face], set[tuple[str, str]]]:
+    """Return the faces that a new training holds out, and the people that it does not train on."""
+    photos = defaultdict(list)  # by person; a face without one counts as a person
+    for face in shuffled:
+        photos[parse_person(face.path) or face.path].append(face)
+    unseen = unseen_by(init_model, shuffled) or shuffled
+    most = _most(shuffled)
+    if len(photos) in (1, len(shuffled)):
+        return unseen[:most], set()
+    allowed = set(unseen)
+    people = [[face for face in group if face in allowed] for group in photos.values()]
+    people = [group for group in people if group][: _most(photos)]
+    # the first photo of each person, then the second, ...
+    held_out = [face for each in itertools.zip_longest(*people) for face in each if face][:most]
+    return held_out, _people_in(face.path for face in held_out)
+
+
+def unseen_by(included: str | None, faces: Sequence[Face]) -> list[Face]:
+    """Return the faces on which an included model, or no model, was not trained."""
+    seen = is_trained_on(included, [face.path for face in faces]) if included else [False] * len(faces)
+    return [face for face, each in zip(faces, seen, strict=True) if not each]
+
+
+def choose_measured(faces: Sequence[Face], training: Sequence[Face], included: str | None) -> tuple[list[Face], dict]:
+    """Return the faces to evaluate a model on, and what evaluation.json records of them; print what they lack.
+
+    faces: those held out of its training on `training`, or any faces if that is empty. included: the included model
+    that it began from, or is. Faces that it was trained on are left out, unless there are no others.
+    """
+    unseen = unseen_by(included, faces)
+    notes = {"held_out": bool(training and unseen), "init_model": included, "init_model_trained_on": 0}
+    if len(unseen) < len(faces):
+        notes["init_model_trained_on"] = len(faces) - len(unseen)
+        print(f"The included model {included} was trained on {len(faces) - len(unseen):,} of {len(faces):,} faces")
+    if training and unseen:
+        faces = unseen
+    if people := _people_in(face.path for face in faces):
+        known = people & _people_in(face.path for face in training)
+        print(f"Faces of {len(people):,} people, {len(known):,} of whom the model was trained on in other photos")
+        notes |= {"people": len(people), "people_trained_on": len(known)}
+    return list(faces), notes
+
+
+def _most(items: Sequence | dict) -> int:
+    """Return how many of the faces, or of the people, are held out."""
+    return min(MOST_HELD_OUT, max(1, len(items) // 10))
+
+
+def _people_in(paths: Iterable[str]) -> set[tuple[str, str]]:
+    return {person for path in paths if (person := parse_person(path))}
+
+
+def _find_unrecorded(shuffled: list[Face], count: int | None) -> list[Face]:
+    """Return the faces that a run without a record held out of `count` faces."""
+    if count != len(shuffled):
+        raise InputError(
+            "which faces were held out of the training is unknown: the run has no record of them, and was made with "
+            f"{count or 'other'} faces, not these {len(shuffled):,}; --evaluate DIR measures on a folder"
+        )
+    return shuffled[: _most(shuffled)]
+
+
+def _log_split(faces: Sequence[Face], copies: dict, left_out: int, people: set, held_out: int, log: Callable) -> None:
+    """Print how many people are held out, and what copies there are."""
+    if people:
+        log(f"Held out: {held_out:,} faces of {len(people):,} people, whose other photos are not trained on")
+    groups = defaultdict(list)
+    for face in faces:
+        if face.path in copies:
+            groups[copies[face.path]].append(face)
+    if groups:
+        first, *_, second = next(iter(groups.values()))
+        log(
+            f"{len(copies) - len(groups):,} images are exact copies of others, such as {printable(second.path)} of "
+            f"{printable(first.path)}; {left_out:,} of them, copies of held-out faces, are not trained on"
+        )
+    if differing := [group for group in groups.values() if len({face[1:] for face in group}) > 1]:
+        paths = first_names([face.path for face in differing[0]], ", such as ")
+        log(f"{len(differing):,} images have copies with another age or gender{paths}")
 
 
 def _find_recorded(faces: Sequence[Face], record: dict[str, str], log: Callable[[str], None]) -> list[Face]:
@@ -99,31 +177,9 @@ def _find_recorded(faces: Sequence[Face], record: dict[str, str], log: Callable[
     return [found[digest] for digest in record if digest in found]
 
 
-def count_seen(config: dict, faces: Sequence[Face]) -> int:
-    """Return how many of the faces were not held out of the training of `config`."""
-    record = config.get("training", {}).get("held_out", {})
-    return sum(digest not in record for digest in _digests([face.path for face in faces]))
-
-
-def labels_digest(faces: Sequence[Face]) -> str:
-    """Return the SHA-256 of the names, ages and genders of faces, in their order."""
-    rows = (f"{Path(face.path).name}/{face.age}/{face.gender}\n" for face in faces)
-    return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
-
-
-def find_copies(faces: Sequence[Face]) -> dict[str, str]:
-    """Return the SHA-256, by path, of each image of which the set contains another with the same bytes.
-
-    Only files of equal size are read.
-    """
-    by_size = defaultdict(list)
-    for face in faces:
-        with contextlib.suppress(OSError):  # a file removed since it was listed is reported when it is read
-            by_size[Path(face.path).stat().st_size].append(face.path)
-    paths = [path for group in by_size.values() if len(group) > 1 for path in group]
-    digests = _digests(paths)
-    times = Counter(digests)
-    return {path: digest for path, digest in zip(paths, digests, strict=True) if digest and times[digest] > 1}
+def _by_content(faces: Sequence[Face]) -> dict[str, Face]:
+    digests = hash_files([face.path for face in faces])
+    return {digest: face for digest, face in zip(digests, faces, strict=True) if digest}
 
 
 def _without_copies(faces: Sequence[Face], others: Sequence[Face], copies: dict[str, str]) -> list[Face]:
@@ -132,81 +188,12 @@ def _without_copies(faces: Sequence[Face], others: Sequence[Face], copies: dict[
     return [face for face in faces if copies.get(face.path) not in theirs]
 
 
-def _pair(copies: dict[str, str]) -> tuple[str, str]:
-    """Return the paths of two equal images; the same path twice if it was given twice."""
-    digest = next(iter(copies.values()))
-    paths = [path for path, other in copies.items() if other == digest]
-    return paths[0], paths[-1]
-
-
-def _by_content(faces: Sequence[Face]) -> dict[str, Face]:
-    digests = _digests([face.path for face in faces])
-    return {digest: face for digest, face in zip(digests, faces, strict=True) if digest}
-
-
-def _digests(paths: Sequence[str]) -> list[str]:
-    """Return the SHA-256 of each file's content, "" for a file that cannot be read."""
-
-    def digest(path: str) -> str:
-        try:
-            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        except OSError:
-            return ""
-
-    parts = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
-    with ThreadPoolExecutor() as readers:
-        return [each for part in readers.map(lambda part: list(map(digest, part)), parts) for each in part]
-
-
-class NothingRead(InputError):
-    """None of some faces can be read."""
-
-    def __init__(self, faces: Sequence[Face]):
-        such = f", such as {printable(faces[0].path)}" if faces else ""
-        super().__init__(f"none of {len(faces)} faces can be read{such}")
-
-
-def read_images(
-    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], log: Callable[[str], None] = print
-) -> tuple[np.ndarray, list[Face]]:
-    """Return (images uint8 [N, S, S, C], their faces) for the faces that can be read.
-
-    `log` prints the others. Raises InputError if none can be read.
-    """
-    images, read = [], []
-    for face in faces:
-        try:
-            images.append(load_image(face.path))
-            read.append(face)
-        except BadImage as error:
-            log(f"Left out: {error}")
-    if not images:
-        raise NothingRead(faces)
-    return np.stack(images), read
-
-
 def read_faces(
     faces: Sequence[Face], bins: AgeBins, load_image: Callable[[str], np.ndarray], log: Callable[[str], None] = print
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (images uint8 [N, S, S, C], age labels [N, bins], gender labels [N, 2]): see `read_images`."""
     images, read = read_images(faces, load_image, log)
     return images, *labels_of(read, bins)
-
-
-def read_parts(
-    faces: Sequence[Face], load_image: Callable[[str], np.ndarray], title: str
-) -> Iterator[tuple[np.ndarray, list[Face]]]:
-    """Yield what `read_images` returns for INFERENCE_BATCH faces at a time, with a progress bar.
-
-    Raises InputError if no face at all can be read.
-    """
-    empty = True
-    for i in progress(range(0, len(faces), INFERENCE_BATCH), title, unit="batch", delay=5):
-        with contextlib.suppress(NothingRead):
-            yield read_images(faces[i : i + INFERENCE_BATCH], load_image)
-            empty = False
-    if empty:
-        raise NothingRead(faces)
 
 
 def labels_of(faces: Sequence[Face], bins: AgeBins) -> tuple[np.ndarray, np.ndarray]:
@@ -329,15 +316,3 @@ class BatchLoader:
         new = dict(list(self.bad.items())[self.named :])
         self.named += len(new)
         return new
-
-
-def in_batches(method: Callable) -> Callable:
-    """Run a method in chunks of INFERENCE_BATCH rows and return NumPy arrays."""
-
-    @functools.wraps(method, updated=())
-    def batched(self, *arrays: np.ndarray) -> np.ndarray:
-        bound = method.__get__(self, type(self))  # a tf.function is traced once for each model
-        parts = range(0, len(arrays[0]), INFERENCE_BATCH)
-        return np.concatenate([bound(*(array[i : i + INFERENCE_BATCH] for array in arrays)).numpy() for i in parts])
-
-    return batched

@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import hashlib
 import os
 import shutil
 import stat
@@ -274,6 +275,18 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
     faces = [Face(str(folder / name), labels[name].age, labels[name].gender) for name in kept]
     skipped = sorted((skipped | bad | left_out | absent).items())
     return Listing(faces, skipped, Counter(labels[name].source for name in kept))
+
+
+def data_digest(faces: Sequence[Face]) -> str:
+    """Return a digest of the names, sizes, ages and genders of faces, in their order."""
+    digest = hashlib.sha256()
+    for path, age, gender in faces:
+        try:
+            size = Path(path).stat().st_size
+        except OSError:  # reported when it is read
+            size = -1
+        digest.update(f"{Path(path).name}/{size}/{age}/{gender}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def describe(listing: Listing, bins: AgeBins) -> str:

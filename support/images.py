@@ -1,9 +1,12 @@
-"""Reading one image file: decoding, orientation, colours, cropping, resizing; and writing one."""
+"""Reading one image file: decoding, orientation, colours, cropping, resizing; writing one; and exact copies."""
 
+import hashlib
 import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from support.errors import InputError, printable, reason
 from support.files import atomic_write
+from support.terminal import progress
 
 # The formats of photos among those that Pillow opens: EPS would run another program, FITS and GRIB are measurements.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM")
@@ -21,6 +25,8 @@ HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # bytes 8 to 11 of such a file
 OTHER_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".svg", ".psd", ".xcf")
 MAX_PIXELS = 128_000_000  # somewhat more than a phone's 108 megapixels
+INFERENCE_BATCH = 50  # images encoded or generated at a time, which bounds the memory
+FILES_A_TASK = 500  # one future for each of 163,446 files would cost more than reading them
 MANY_PIXELS = 25_000_000  # larger images are reduced while they are read: 4 bytes a pixel, in every reading thread
 
 
@@ -189,6 +195,49 @@ def from_srgb(image: Image.Image, content: bytes | None, mode: str) -> Image.Ima
     return image.convert(mode)
 
 
+class NothingRead(InputError):
+    """None of some faces can be read."""
+
+    def __init__(self, faces: Sequence):
+        such = f", such as {printable(faces[0].path)}" if faces else ""
+        super().__init__(f"none of {len(faces)} faces can be read{such}")
+
+
+def read_images(
+    faces: Sequence, load_image: Callable[[str], np.ndarray], log: Callable[[str], None] = print
+) -> tuple[np.ndarray, list]:
+    """Return (images uint8 [N, S, S, C], their faces) for those faces, dataset.Face, that can be read.
+
+    `log` prints the others. Raises InputError if none can be read.
+    """
+    images, read = [], []
+    for face in faces:
+        try:
+            images.append(load_image(face.path))
+            read.append(face)
+        except BadImage as error:
+            log(f"Left out: {error}")
+    if not images:
+        raise NothingRead(faces)
+    return np.stack(images), read
+
+
+def read_parts(
+    faces: Sequence, load_image: Callable[[str], np.ndarray], title: str
+) -> Iterator[tuple[np.ndarray, list]]:
+    """Yield what `read_images` returns for INFERENCE_BATCH faces at a time, with a progress bar.
+
+    Raises InputError if no face at all can be read.
+    """
+    empty = True
+    for i in progress(range(0, len(faces), INFERENCE_BATCH), title, unit="batch", delay=5):
+        with suppress(NothingRead):
+            yield read_images(faces[i : i + INFERENCE_BATCH], load_image)
+            empty = False
+    if empty:
+        raise NothingRead(faces)
+
+
 def fit_image(image: Image.Image, size_image: int, channels: int) -> np.ndarray:
     """Return the central square of an image, resized by Pillow's antialiased bilinear filter: uint8 [S, S, channels].
 
@@ -223,3 +272,32 @@ def save_image(path: str | Path, pixels: np.ndarray) -> None:
     """Write one image, uint8 [H, W, C] with C 1 or 3, in the format of the path's suffix."""
     with atomic_write(path) as temporary:
         to_image(pixels).save(temporary)
+
+
+def find_copies(paths: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256, by path, of each file of which another one has the same bytes, or that is listed twice.
+
+    Only files of equal size are read.
+    """
+    by_size = defaultdict(list)
+    for path in paths:
+        with suppress(OSError):  # a file removed since it was listed is reported when it is read
+            by_size[Path(path).stat().st_size].append(path)
+    paths = [path for group in by_size.values() if len(group) > 1 for path in group]
+    digests = hash_files(paths)
+    times = Counter(digests)
+    return {path: digest for path, digest in zip(paths, digests, strict=True) if digest and times[digest] > 1}
+
+
+def hash_files(paths: Sequence[str]) -> list[str]:
+    """Return the SHA-256 of each file's content, "" for a file that cannot be read."""
+
+    def digest(path: str) -> str:
+        try:
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    parts = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
+    with ThreadPoolExecutor() as readers:
+        return [each for part in readers.map(lambda part: list(map(digest, part)), parts) for each in part]

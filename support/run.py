@@ -34,7 +34,8 @@ CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
 def check_beginning(save_dir: Path, use_trained_model: bool, notes: dict, config: dict) -> None:
     """Raise InputError if training would overwrite or spoil a run in save_dir. Writes nothing.
 
-    notes: what config.json records of the data set: "faces", their number, "held_out", their record, and "labels".
+    notes: what config.json records of the data set: "faces", their number, "held_out", the record of those held out,
+    and "data", the digest of all.
     """
     before = read_config(save_dir)
     found = saved_checkpoints(save_dir / FOLDER)
@@ -43,8 +44,11 @@ def check_beginning(save_dir: Path, use_trained_model: bool, notes: dict, config
             f"{save_dir} has a trained model, which --use_trained_model False would overwrite: use another --savedir, "
             "or omit the flag to resume the run"
         )
-    if found and not before:
-        raise InputError(f"{found[0]} has no config.json, so it is of another program: use another --savedir")
+    by_hand = before and found and found[0].endswith("-0")  # by save_checkpoint, before any training
+    if found and not before.get("training") and not by_hand:
+        raise InputError(
+            f"{found[0]} has no config.json that records its training: restore it, or use another --savedir"
+        )
     kept = notes | before.get("training", {})
     if kept["faces"] != notes["faces"]:  # the order of an epoch depends on all faces
         raise InputError(
@@ -57,10 +61,10 @@ def check_beginning(save_dir: Path, use_trained_model: bool, notes: dict, config
             f"the data set is not the one that the run in {save_dir} was made with: {len(others):,} of its held-out "
             f"faces{first_names(others)}, are missing or have changed: use the same faces, or another --savedir"
         )
-    if kept["labels"] != notes["labels"]:
+    if kept["data"] != notes["data"]:
         raise InputError(
-            f"the names, ages or genders of the data set's faces are not those that the run in {save_dir} began with: "
-            "restore them (labels.csv, file and folder names), or use another --savedir"
+            f"the names, sizes, ages or genders of the faces are not those that the run in {save_dir} began with: "
+            "restore them (images, labels.csv, file and folder names), or use another --savedir"
         )
     check_architecture(save_dir, config)
 
@@ -109,7 +113,8 @@ class Run:
         """Write config.json if there is none, open the log after `step`, and receive stop signals from now on."""
         if not self.devices.is_chief:
             self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        write_config(self.folder, config, notes)
+        self.config = config, notes
+        write_config(self.folder, *self.config)
         self.training_log = self.stack.enter_context(TrainingLog(self.folder, step))
         self.signals = self.stack.enter_context(StopSignal())
         self.saved_at = time.monotonic()
@@ -178,6 +183,7 @@ class Run:
         """Synchronise the log to the disk, then save a checkpoint if this is the chief."""
         self.training_log.flush()
         if self.devices.is_chief:
+            write_config(self.folder, *self.config)  # if it was deleted meanwhile
             save_checkpoint()
         self.saved_at = time.monotonic()
 

@@ -10,14 +10,16 @@ import pytest
 
 import main
 from FaceAging import FaceAging
-from support.batches import find_copies, train_val_split
+from support import batches, pretrained
+from support.batches import choose_measured, train_val_split
 from support.config import read_config
-from support.dataset import list_faces
+from support.dataset import Face, list_faces
 from support.errors import InputError
 from support.files import write_json
-from support.flags import parse_flags
-from support.pretrained import INCLUDED_MODELS
-from tests.conftest import TINY, make_faces
+from support.images import find_copies
+from support.labels import UNKNOWN, parse_person
+from support.pretrained import INCLUDED_MODELS, fingerprints
+from tests.conftest import TINY, make_faces, make_image
 from tools import package_model
 
 SEED = 2017
@@ -67,7 +69,8 @@ def forget(run: Path, **notes) -> None:
 
 def test_a_set_without_copies_is_split_by_the_seed(faces):
     said = []
-    training, held_out, record = train_val_split(faces, SEED, log=said.append)
+    training, held_out, notes = train_val_split(faces, SEED, log=said.append)
+    record = notes["held_out"]
     shuffled = [faces[i] for i in np.random.default_rng(SEED).permutation(60)]
     assert (held_out, training) == (shuffled[:6], shuffled[6:]) and not said
     assert list(record.values()) == [Path(face.path).name for face in held_out]
@@ -78,7 +81,7 @@ def test_copies_are_reported_and_kept_on_one_side(folder):
     before = len(list_faces(folder).faces)
     shutil.copytree(folder, folder / "again")
     faces, said = list_faces(folder).faces, []
-    assert len(faces) == 2 * before == len(find_copies(faces))
+    assert len(faces) == 2 * before == len(find_copies([face.path for face in faces]))
     training, held_out, _ = train_val_split(faces, SEED, log=said.append)
     assert len(held_out) == 12 and not contents(training) & contents(held_out)
     assert re.match(r"60 images are exact copies of others, such as .* of .*; \d+ of them, copies of held-out", said[0])
@@ -89,7 +92,7 @@ def test_copies_have_the_same_bytes_and_missing_files_are_ignored(folder):
     one, other, gone = (Path(face.path) for face in faces[:3])
     other.write_bytes(one.read_bytes()[:-1] + b"?")  # of the same size
     gone.unlink()
-    assert find_copies(faces) == {}
+    assert find_copies([face.path for face in faces]) == {}
 
 
 def test_held_out_faces_are_found_after_additions_and_renaming(run, folder, capsys):
@@ -151,20 +154,108 @@ def test_a_renamed_face_is_refused_before_training(run, folder, capsys):
     path.rename(path.with_name("0_0_0_20170101000000000.jpg"))  # which changes the order of an epoch
     before = (run / "losses.csv").read_bytes()
     model = FaceAging.load(run)
-    with pytest.raises(InputError, match="names, ages or genders of the data set's faces are not those"):
+    with pytest.raises(InputError, match="names, sizes, ages or genders of the faces are not those"):
         FaceAging(**{**TINY, "precision": model.precision}, save_dir=run).train(list_faces(folder).faces, num_epochs=2)
     assert (run / "losses.csv").read_bytes() == before
 
 
-def test_starting_from_a_model_trained_on_held_out_faces_is_reported(run, folder, monkeypatch, capsys):
-    monkeypatch.setattr("main.included_model", lambda name: run)
-    monkeypatch.setattr("main.check_sizes", lambda _: None)
-    for seed in (SEED, SEED + 1):
-        flags, given = parse_flags(["--dataset=mine", "--savedir=new", "--use_init_model=True", f"--seed={seed}"])
-        listing = main.find_faces(flags, given)
-        ours, theirs = (contents(train_val_split(listing.faces, each).held_out) for each in (seed, SEED))
-        seen = len(ours - theirs)
-        assert (f"may have been trained on {seen} of the faces" in capsys.readouterr().out) == (seen > 0)
+@pytest.fixture
+def included(tmp_path, faces, monkeypatch):
+    """An included model that was trained on the 60 faces but for those of a record."""
+    folder = tmp_path / "included"
+    folder.mkdir()
+    training, _, notes = train_val_split(faces, SEED)
+    for name in ("config.json", "weights.npz"):
+        (folder / name).touch()
+    np.save(folder / "trained_on.npy", fingerprints([face.path for face in training]))
+    monkeypatch.setattr(pretrained, "INCLUDED_MODELS", {"aging": folder})
+    return notes["held_out"]
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_a_run_from_an_included_model_holds_out_faces_that_it_was_not_trained_on(included, folder, seed):
+    renamed = folder.rename(folder.with_name("other"))  # the name of the data set does not matter
+    listed = list_faces(renamed).faces
+    training, held_out, notes = train_val_split(listed, seed, init_model="aging")
+    assert notes["held_out"].keys() == included.keys() and len(training) == 54
+    measured, notes = choose_measured(held_out, training, "aging")
+    assert measured == held_out
+    assert notes == {"held_out": True, "init_model": "aging", "init_model_trained_on": 0}
+
+
+def test_faces_that_the_initial_model_was_trained_on_are_not_held_out(included, folder, capsys):
+    for path in folder.iterdir():
+        if path.name in included.values():
+            path.unlink()
+    listed, said = list_faces(folder).faces, []
+    training, held_out, _ = train_val_split(listed, SEED, {}, said.append, init_model="aging")
+    assert "included model aging was trained on all faces" in said[0]
+    measured, notes = choose_measured(held_out, training, "aging")
+    assert measured == held_out and not notes["held_out"] and notes["init_model_trained_on"] == 5
+    make_faces(folder / "more", number=1, seed=5)
+    new = list_faces(folder / "more").faces
+    measured, notes = choose_measured(held_out + new, training, "aging")  # as of a run older than the fingerprints
+    assert measured == new and notes["held_out"] and notes["init_model_trained_on"] == 5
+    assert "aging was trained on 5 of 6 faces" in capsys.readouterr().out
+
+
+def test_evaluation_of_a_run_from_an_included_model_records_it(run, folder, included, capsys):
+    config = read_config(run)
+    config["training"]["init_model"] = "aging"
+    config["training"]["held_out"] = train_val_split(list_faces(folder).faces, SEED + 1).notes["held_out"]
+    write_json(run / "config.json", config)
+    status, measured, printed = evaluate(capsys)
+    seen = len(config["training"]["held_out"].keys() - included.keys())
+    assert status == 0 and measured["init_model"] == "aging" and measured["init_model_trained_on"] == seen > 0
+    assert measured["held_out"] == (seen < 6) and f"aging was trained on {seen} of 6 faces" in printed
+
+
+PEOPLE = {
+    "FG-NET": [f"{person:03}A{age:02}.JPG" for person in range(1, 25) for age in range(2, 42, 4)],
+    "MORPH": [f"{person:06}_{i}M{20 + i}.JPG" for person in range(40) for i in range(5)],
+    "CACD": [f"{20 + i}_Name{chr(65 + person)}_{i:04}.jpg" for person in range(20) for i in range(10)],
+    "AgeDB": [f"{10 * person + i}_Name{chr(65 + person)}_{20 + i}_f.jpg" for person in range(20) for i in range(10)],
+    "IMDB-WIKI": [f"{100 + person}_1980-01-01_{2000 + i}.jpg" for person in range(20) for i in range(10)],
+    "aligned FG-NET": [f"{person:03}A{age:02}.JPG.png" for person in range(1, 25) for age in range(2, 42, 4)],
+}
+
+
+@pytest.mark.parametrize("convention", PEOPLE)
+def test_whole_people_are_held_out_where_names_tell_them(convention):
+    faces, said = [Face(name, 30, UNKNOWN) for name in PEOPLE[convention]], []
+    people = {parse_person(face.path) for face in faces}
+    training, held_out, notes = train_val_split(faces, SEED, {}, said.append)
+    theirs = {parse_person(face.path) for face in held_out}
+    assert len(theirs) == notes["people"] == len(people) // 10 and None not in theirs
+    assert theirs.isdisjoint(parse_person(face.path) for face in training)
+    assert {parse_person(face.path) for face in training} | theirs == people
+    assert min(len(faces) // 10, 1) <= len(held_out) <= len(faces) // 10
+    assert said == [f"Held out: {len(held_out)} faces of {len(theirs)} people, whose other photos are not trained on"]
+    assert train_val_split(faces, SEED, log=said.append)[:2] == (training, held_out)
+
+
+def test_a_resumed_run_holds_out_the_same_people_and_an_older_one_its_faces(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_HELD_OUT", 5)  # of 20
+    for name in PEOPLE["CACD"]:
+        make_image(tmp_path / name, sum(map(ord, name)))
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + name.encode())  # no copies
+    faces = list_faces(tmp_path, True).faces
+    first = train_val_split(faces, SEED)
+    config = {"training": first.notes | {"faces": 200}}
+    assert train_val_split(faces, SEED, config) == first
+    del config["training"]["people"]
+    older = train_val_split(faces, SEED, config)
+    assert older.held_out == first.held_out and len(older.training) == 200 - len(first.held_out)
+    _, notes = choose_measured(older.held_out, older.training, None)
+    assert notes["people"] == notes["people_trained_on"] == 2
+    _, notes = choose_measured(first.held_out, first.training, None)
+    assert notes["people"] == 2 and notes["people_trained_on"] == 0
+
+
+def test_the_faces_of_one_person_are_split_by_face():
+    faces = [Face(f"001A{age:02}.JPG", age, UNKNOWN) for age in range(40)]
+    training, held_out, notes = train_val_split(faces, SEED)
+    assert (len(training), len(held_out)) == (36, 4) and "people" not in notes
 
 
 def test_a_packed_model_carries_the_record(run, tmp_path):
@@ -194,3 +285,45 @@ def test_changed_faces_of_the_same_number_are_refused_before_training(run, folde
     path.unlink()
     with pytest.raises(InputError, match=r"1 of its held-out faces, first .*, are missing or have changed"):
         FaceAging(**TINY, save_dir=run).train(list_faces(folder).faces, num_epochs=2)
+
+
+def change_label(folder: Path) -> None:
+    path = next(path for path in folder.iterdir() if path.name.startswith("7"))
+    path.rename(path.with_name("2" + path.name[1:]))
+
+
+def change_table(folder: Path) -> None:
+    (folder / "labels.csv").write_text(f"file,age\n{next(folder.iterdir()).name},33\n")
+
+
+def replace_image(folder: Path) -> None:
+    shutil.copy(*sorted(folder.iterdir())[20:22])
+
+
+@pytest.mark.parametrize("change", [change_label, change_table, replace_image])
+def test_changed_labels_or_images_are_refused_when_a_run_resumes(run, folder, change):
+    before = train_val_split(list_faces(folder).faces, SEED, read_config(run)).held_out
+    change(folder)
+    faces = list_faces(folder).faces
+    if change is not change_table:  # which changes no file
+        assert {face.path for face in before} <= {face.path for face in faces}
+    with pytest.raises(InputError, match="names, sizes, ages or genders of the faces are not those"):
+        FaceAging(**TINY, save_dir=run).train(faces, num_epochs=2)
+
+
+@pytest.mark.parametrize("lost", ["file", "content"])
+def test_a_run_without_its_config_is_refused(run, folder, lost):
+    if lost == "file":
+        (run / "config.json").unlink()
+    else:
+        write_json(run / "config.json", read_config(run) | {"training": {}})
+    with pytest.raises(InputError, match="model-5 has no config.json that records its training: restore it"):
+        FaceAging(**TINY, save_dir=run).train(list_faces(folder).faces, num_epochs=2)
+
+
+def test_an_image_with_two_labels_is_reported(folder):
+    path = next(folder.iterdir())
+    shutil.copy(path, folder / "99_1_0_20170101000000999.jpg")
+    said = []
+    train_val_split(list_faces(folder).faces, SEED, {}, said.append)
+    assert said[1].startswith("1 images have copies with another age or gender, such as ") and path.name in said[1]

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import read_images, train_val_split
+from support.batches import choose_measured, train_val_split
 from support.config import as_flag, read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
 from support.files import write_json
 from support.flags import true_or_false
+from support.images import read_images
 from tools import command, make_parser, read_losses, run
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -69,8 +70,9 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     model, config = FaceAging.load(folder), read_config(folder)
     training = config["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    others, held_out, _ = train_val_split(faces, model.seed, config)
-    metrics = model.evaluate(held_out, identity, sorted(others))
+    trained_on, held_out, _ = train_val_split(faces, model.seed, config)
+    held_out, _ = choose_measured(held_out, trained_on, training.get("init_model"))
+    metrics = model.evaluate(held_out, identity, sorted(trained_on))
 
     load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)
     images, read = read_images(held_out, load_image)

@@ -27,7 +27,7 @@ from support.files import atomic_write, write_json
 from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE, parse_name
-from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED, TRAINED_ON, fingerprints
 from tools import command, make_parser, read_losses, run
 
 with main.silence():
@@ -80,13 +80,16 @@ def load_averaged(folder: Path) -> FaceAging:
 def pack(source: Path, bits: int = 8, folder: Path | None = None, faces: Sequence[Face] = ()) -> None:
     """Write the averaged E and G of a run to `folder`, by default that of the included model.
 
-    The distribution of z over `faces` is written with them, for FaceAging.sample.
+    With the faces trained on, their fingerprints are written too, and the weights carry the distribution of z over
+    them, for `FaceAging.sample`.
     """
     folder = folder or INCLUDED_MODELS[DEFAULT_MODEL]
     model = load_averaged(source)
     if faces:
         model.fit_z(faces)
     quantize_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
+    if faces:
+        np.save(folder / TRAINED_ON, np.sort(fingerprints([face.path for face in faces])))
     config = read_config(source)
     if "steps" not in config["training"]:  # a packed model has them
         step = int(saved_checkpoints(source / "checkpoint")[0].rsplit("-", 1)[1])

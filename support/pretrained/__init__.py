@@ -15,12 +15,14 @@ import numpy as np
 
 from support.errors import InputError, reason
 from support.files import atomic_write
+from support.images import hash_files
 
 PRETRAINED = Path(__file__).parent
 # folders, by the recipe of the training
 INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
 DEFAULT_MODEL = "aging"
 OLD_NAMES = {"2017": "paper"}
+TRAINED_ON = "trained_on.npy"  # file of the fingerprints of the images that an included model was trained on
 PACKED = "weights.npz"  # file of the weights of an included model
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # weight names of Keras and of the reference program
 EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
@@ -70,6 +72,22 @@ def included_model(name: str) -> Path:
 def is_included(folder: str | Path) -> bool:
     """Return whether a folder is, or is within, that of the included models, to which nothing may be written."""
     return Path(folder).resolve().is_relative_to(PRETRAINED.resolve())
+
+
+def included_name(folder: Path) -> str | None:
+    """Return the name of the included model in a folder, or None."""
+    return next((name for name, each in INCLUDED_MODELS.items() if each == folder), None)
+
+
+def is_trained_on(name: str, paths: Sequence[str]) -> np.ndarray:
+    """Return which images an included model was trained on, by their content, bool [N]."""
+    path = included_model(name) / TRAINED_ON
+    return np.isin(fingerprints(paths), np.load(path)) if path.exists() else np.zeros(len(paths), bool)
+
+
+def fingerprints(paths: Sequence[str]) -> np.ndarray:
+    """Return the first four bytes of the SHA-256 of each image, uint32 [N]."""
+    return np.array([int(digest[:8] or "0", 16) for digest in hash_files(paths)], np.uint32)
 
 
 def reference_name(variable) -> str:
