@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support.config import records_training
 from support.dataset import Face, check_bad
 from support.errors import InputError, first_names, printable
 from support.images import BadImage, find_copies, hash_files, read_images
@@ -53,7 +54,7 @@ def train_val_split(
     or not in the data set.
     """
     shuffled = [faces[i] for i in np.random.default_rng(seed).permutation(len(faces))]
-    before = (config or {}).get("training", {})
+    before = config["training"] if records_training(config) else {}
     people = set()
     if "held_out" in before:
         held_out = _find_recorded(faces, before["held_out"], log)

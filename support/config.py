@@ -175,6 +175,11 @@ def read_config(save_dir: str | Path) -> dict:
     return config
 
 
+def records_training(config: dict | None) -> bool:
+    """Return whether the contents of a config.json are of a training, and not of a model saved before any."""
+    return bool(config and config["training"].keys() & {"dataset", "faces", "held_out"})
+
+
 def write_config(save_dir: Path, model: dict, training: dict) -> None:
     """Write config.json when a run begins, in the parts that `read_config` returns; keep one that exists."""
     if read_config(save_dir):

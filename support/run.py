@@ -19,7 +19,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
-from support.config import read_config, write_config
+from support.config import read_config, records_training, write_config
 from support.devices import Devices, translate_lost_workers, translate_out_of_memory
 from support.errors import InputError, first_names, reason
 from support.files import atomic_write, locked, remove_temporaries
@@ -45,7 +45,7 @@ def check_beginning(save_dir: Path, use_trained_model: bool, notes: dict, config
             "or omit the flag to resume the run"
         )
     by_hand = before and found and found[0].endswith("-0")  # by save_checkpoint, before any training
-    if found and not before.get("training") and not by_hand:
+    if found and not records_training(before) and not by_hand:
         raise InputError(
             f"{found[0]} has no config.json that records its training: restore it, or use another --savedir"
         )

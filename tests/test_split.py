@@ -302,11 +302,8 @@ def replace_image(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [change_label, change_table, replace_image])
 def test_changed_labels_or_images_are_refused_when_a_run_resumes(run, folder, change):
-    before = train_val_split(list_faces(folder).faces, SEED, read_config(run)).held_out
     change(folder)
     faces = list_faces(folder).faces
-    if change is not change_table:  # which changes no file
-        assert {face.path for face in before} <= {face.path for face in faces}
     with pytest.raises(InputError, match="names, sizes, ages or genders of the faces are not those"):
         FaceAging(**TINY, save_dir=run).train(faces, num_epochs=2)
 
