@@ -330,12 +330,15 @@ def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypat
     monkeypatch.setattr("FaceAging.included_model", lambda name: save_dir)
     monkeypatch.chdir(tmp_path)
     Path("face.jpg").write_bytes(Path(faces[0].path).read_bytes())
-    readme = (Path(main.__file__).parent / "README.md").read_text(encoding="utf-8")
+    project = Path(main.__file__).parent
+    Path("photo.jpg").write_bytes((project / "demo/faces/20_1M25.png").read_bytes())
+    readme = (project / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     names = {}
     exec(code, names)
     assert names["z"].shape == (1, 50)
     assert names["older"].shape == (1, 32, 32, 3) and names["series"].shape == (3, 32, 32, 3)
+    assert [image.shape for image in names["photos"]] == [(128, 128, 3)] * 2
 
 
 def test_later_calls_trace_nothing_again(save_dir, faces):
