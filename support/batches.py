@@ -47,7 +47,7 @@ def train_val_split(
     """Split faces into those to train on and those held out, none of which is an exact copy of one trained on.
 
     config: the config.json of an earlier training, or {} for a new one. A new one holds out a tenth of the faces, 1 to
-    100, by a seeded shuffle; if file names tell the people, faces of up to 100 people, a tenth of them, whose other
+    100, by a seeded shuffle; if file names identify people, faces of up to 100 people, a tenth of them, whose other
     photos are not trained on; and none that the included model `init_model` was trained on, unless it was trained on
     all. An earlier training held out the faces in its record; a run older than the record, those of the same shuffle.
     `log` prints copies, people and missing faces. Raises InputError if the held-out faces are unknown

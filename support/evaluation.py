@@ -8,7 +8,7 @@ import numpy as np
 
 from support import recognition
 from support.dataset import Face
-from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels
+from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels, parse_person
 
 SAME_PERSON = 0.6  # dlib's threshold for the distance of two embeddings of one person
 FAR = 0.01  # false accept rate of the stricter threshold
@@ -85,11 +85,12 @@ class Evaluator:
         self.parts.append({**labels, "z": z, **errors, **estimates})
 
     def choose_impostors(self, faces: Sequence[Face]) -> list[Face]:
-        """Return the first IMPOSTORS faces of each gender and age bin; `add_impostors` needs their images."""
-        groups: dict[tuple, list[Face]] = {}
+        """Return faces of the first IMPOSTORS people of each gender and age bin; `add_impostors` needs their images."""
+        groups: dict[tuple, dict] = {}
         for face in faces:
-            groups.setdefault((int(self.bins.index(face.age)), face.gender), []).append(face)
-        return [face for group in groups.values() for face in group[:IMPOSTORS]]
+            group = groups.setdefault((int(self.bins.index(face.age)), face.gender), {})
+            group.setdefault(parse_person(face.path) or face.path, face)
+        return [face for group in groups.values() for face in list(group.values())[:IMPOSTORS]]
 
     def add_impostors(self, images: np.ndarray, faces: Sequence[Face]) -> None:
         """Measure how similar different people are: images, uint8 [M, S, S, C], of faces."""

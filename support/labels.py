@@ -36,7 +36,6 @@ CONVENTIONS = {
 }
 CONVENTIONS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in CONVENTIONS.items()}
 AFAD_GENDERS = {"111": MALE, "112": FEMALE}
-FIRST_MALE = 7381  # number of the first man in All-Age-Faces
 IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?|gif))+$", re.IGNORECASE)
 FOLDERS = "folders named by age"  # the source of the labels where no file name and no table has any
 TABLE = "labels.csv"
@@ -148,10 +147,8 @@ def parse_name(name: str) -> Label | None:
         before_birthday = (int(parts["month"]), int(parts["day"])) > (7, 1)
         return Label(convention, int(parts["taken"]) - int(parts["born"]) - before_birthday, UNKNOWN)
     if "number" in parts:
-        gender = MALE if int(parts["number"]) >= FIRST_MALE else FEMALE
-    else:
-        gender = (GENDERS | AFAD_GENDERS)[parts.get("gender", "").lower()]
-    return Label(convention, int(parts["age"]), gender)
+        return Label(convention, int(parts["age"]), MALE if int(parts["number"]) > 7380 else FEMALE)
+    return Label(convention, int(parts["age"]), (GENDERS | AFAD_GENDERS)[parts.get("gender", "").lower()])
 
 
 def parse_person(name: str) -> tuple[str, str] | None:
@@ -238,8 +235,7 @@ def read_table(table: Path, names: Sequence[str], named: dict[str, Label]) -> tu
             wrong.append(f"line {line}: {printable(name)} has another label in an earlier row")
     if wrong:
         more = f"; and {len(wrong) - ROWS_SHOWN:,} more" if len(wrong) > ROWS_SHOWN else ""
-        count = "row is" if len(wrong) == 1 else "rows are"
-        raise InputError(f"{table}: {len(wrong):,} {count} wrong: {'; '.join(wrong[:ROWS_SHOWN])}{more}")
+        raise InputError(f"{table}: {len(wrong):,} wrong rows: {'; '.join(wrong[:ROWS_SHOWN])}{more}")
     if rows and not labels:
         raise InputError(
             f"{table}: {len(rows):,} rows name no image{first_names([name for _, name, *_ in rows], ', such as ', 1)}: "
@@ -324,11 +320,11 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
             row = _join_ranges(row)
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()
-            if len(row) == len(columns):
-                cells = {column: row[place].strip() for column, place in places.items() if place is not None}
-            else:
-                cells = f"{len(row)} columns, not {','.join(map(printable, columns))}"
-            yield rows.line_num, cells
+            cells = {
+                column: row[place].strip() for column, place in places.items() if place is not None and place < len(row)
+            }
+            wrong = f"{len(row)} columns, not {','.join(map(printable, columns))}"
+            yield rows.line_num, cells if len(row) == len(columns) else wrong
     except csv.Error as error:
         raise InputError(f"{table}, line {rows.line_num}: {error}") from error
 

@@ -135,7 +135,7 @@ def test_an_undecodable_face_is_replaced_and_reported(tmp_path):
         assert np.array_equal(ages, AgeBins().one_hot([by_red[red] for red in images[:, 0, 0, 0]]))
 
 
-def test_more_than_one_in_ten_bad_ends_the_epoch_with_their_names(tmp_path):
+def test_more_than_one_bad_image_in_ten_ends_the_epoch(tmp_path):
     faces = make_numbered_faces(tmp_path, 40)
     for face in faces[:5]:
         Path(face.path).unlink()

@@ -120,6 +120,9 @@ def test_impostors_are_a_few_of_each_gender_and_bin():
     faces = [Face(str(i), 5 + 30 * (i % 2), UNKNOWN if i < 60 else MALE) for i in range(120)]
     chosen = evaluation.Evaluator(BINS, identity=False).choose_impostors(faces)
     assert len(chosen) == len(set(chosen)) == 4 * evaluation.IMPOSTORS
+    faces = [Face(f"{person:03}A30{letter}.JPG", 30, MALE) for person in range(1, 4) for letter in "ab"]
+    chosen = evaluation.Evaluator(BINS, identity=False).choose_impostors(faces)
+    assert [face.path for face in chosen] == ["001A30a.JPG", "002A30a.JPG", "003A30a.JPG"]
 
 
 def test_without_dlib_all_but_identity_is_measured(run, faces, capsys):

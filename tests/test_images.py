@@ -1,4 +1,4 @@
-"""Any file a user may have among the faces is read as a viewer shows it, or named: never a traceback, never a hang."""
+"""Reading image files: formats, modes, orientation, colours, size limits, and damaged files."""
 
 import io
 import os
@@ -23,9 +23,9 @@ from support.images import BadImage, open_image, read_image
 ROOT = Path(main.__file__).parent
 SIZE = 32
 MUTANTS = 1000
-SECONDS_A_PICTURE = 5
+SECONDS_AN_IMAGE = 5
 ORIENTATION = 0x0112  # the EXIF tag
-STORED_AS = {  # what a camera did to the upright picture, by the orientation it wrote
+STORED_AS = {  # how a camera stores an upright image, by the EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,14 +39,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 
 def scene(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth picture whose corners differ: red grows to the right, green downwards, blue is 90."""
+    """A smooth image whose corners differ: red grows to the right, green downwards, blue is 90."""
     red = np.broadcast_to(np.linspace(20, 220, width), (height, width))
     green = np.broadcast_to(np.linspace(200, 40, height)[:, np.newaxis], (height, width))
     return Image.fromarray(np.stack([red, green, np.full_like(red, 90)], axis=-1).astype(np.uint8))
 
 
 def expected(image: Image.Image, mode: str = "RGB", size: int = SIZE) -> np.ndarray:
-    """The centred square of an upright picture, resized by Pillow itself."""
+    """The central square of an upright image, resized by Pillow itself."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.convert(mode).crop((left, top, left + side, top + side))
@@ -73,7 +73,7 @@ def test_phone_and_browser_formats_are_found_in_a_folder_and_read(tmp_path, name
     assert difference(load_image(path, SIZE, 3), expected(scene())) < 9  # a GIF has 256 colours
 
 
-def test_what_is_looked_for_and_what_is_opened_is_one_list():
+def test_known_suffixes_are_those_of_the_formats_read():
     known = (*images.formats(), "MPO")
     for suffix, name in Image.registered_extensions().items():
         assert (suffix in images.suffixes()) == (name in known)
@@ -81,10 +81,10 @@ def test_what_is_looked_for_and_what_is_opened_is_one_list():
     assert images.why_unread("notes.txt") == images.why_unread("001A02.pts") == ""
 
 
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # how a phone's picture begins
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # the beginning of a phone's image
 
 
-def test_heic_names_what_reads_it(tmp_path, capsys, monkeypatch):
+def test_heic_without_pillow_heif_is_reported_with_the_fix(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     for one in (images.formats, images.suffixes):
@@ -113,7 +113,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.webp", "a.bmp", "a.tif", "a.TIFF"])
-def test_every_format_is_read_as_drawn(tmp_path, name):
+def test_every_format_is_read(tmp_path, name):
     pixels = load_image(saved(tmp_path / name, scene()), SIZE, 3)
     assert difference(pixels, expected(scene())) < 4  # jpg and webp lose a little
 
@@ -127,13 +127,13 @@ def test_resizing_equals_pillows_antialiased_bilinear(tmp_path, size, channels):
     assert difference(pixels, expected(Image.fromarray(noise), "L" if channels == 1 else "RGB", 128)) <= 1
 
 
-def test_content_counts_and_not_the_suffix(tmp_path):
+def test_the_format_is_found_by_content(tmp_path):
     saved(tmp_path / "a.png", scene()).rename(tmp_path / "a.jpg")
     assert difference(load_image(tmp_path / "a.jpg", SIZE, 3), expected(scene())) == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
-def test_every_mode_of_png_is_read_as_pillow_shows_it(tmp_path, mode):
+def test_every_mode_of_png_is_read_as_by_pillow(tmp_path, mode):
     image = scene().convert(mode)
     path = saved(tmp_path / "a.png", image)
     assert difference(load_image(path, SIZE, 3), expected(image)) < 1
@@ -154,7 +154,7 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path, name, order):
     assert difference(load_image(path, SIZE, 3), expected(grey)) < 1
 
 
-def test_32_bit_pixels_are_refused_since_their_white_is_not_known(tmp_path):
+def test_32_bit_pixels_are_refused(tmp_path):
     path = saved(tmp_path / "a.tif", Image.fromarray(np.ones((8, 8), np.float32)))
     with pytest.raises(InputError, match="a.tif: 32-bit"):
         load_image(path, SIZE, 3)
@@ -175,7 +175,7 @@ def test_transparent_pixels_become_white(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
-def test_exif_turns_the_picture_upright(tmp_path, name, orientation):
+def test_exif_orientation_is_applied(tmp_path, name, orientation):
     upright = scene()
     stored = upright.transpose(STORED_AS[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
@@ -185,14 +185,14 @@ def test_exif_turns_the_picture_upright(tmp_path, name, orientation):
 
 
 @pytest.mark.parametrize("path", [b"\xff\xd8", b"", b"no picture", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM"])
-def test_what_is_no_picture_is_named(tmp_path, path):
+def test_files_that_are_not_images_are_named(tmp_path, path):
     file = tmp_path / "1_0_0_20170112213500903.jpg"
     file.write_bytes(path)
     with pytest.raises(InputError, match=file.name):
         load_image(file, SIZE, 3)
 
 
-def test_reasons_for_a_bad_picture_are_told_apart(tmp_path):
+def test_reasons_for_a_bad_image_are_distinguished(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
     names = {"empty.jpg": "empty file", "folder.jpg": "no such file", "missing.jpg": "no such file"}
@@ -206,7 +206,7 @@ def test_reasons_for_a_bad_picture_are_told_apart(tmp_path):
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header alone says its size."""
+    """A PNG with this size in its header only."""
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, "PNG")
     header = file.getvalue()
@@ -215,7 +215,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (13_000, 10_000), (12_801, 10_000)])
-def test_huge_pictures_are_refused_before_decoding(tmp_path, size):
+def test_huge_images_are_refused_before_decoding(tmp_path, size):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
     began = time.monotonic()
     with pytest.raises(BadImage, match="huge.png: more than 128,000,000 pixels"):
@@ -239,7 +239,7 @@ print(*shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
-def test_a_picture_of_many_pixels_is_made_smaller_and_looks_the_same(tmp_path, mode, monkeypatch):
+def test_an_image_of_many_pixels_is_reduced(tmp_path, mode, monkeypatch):
     image = scene(600, 400).convert(mode)
     path = saved(tmp_path / "a.tif", image)
     whole = load_image(path, SIZE, 3)
@@ -264,7 +264,7 @@ def display_p3() -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_colours_are_those_that_the_pictures_profile_says(tmp_path, mode):
+def test_colour_profiles_are_applied(tmp_path, mode):
     image = Image.new("RGB", (40, 40), (200, 120, 100))
     image = image.quantize(2) if mode == "P" else image.convert(mode)
     pixel = load_image(saved(tmp_path / "p3.png", image, icc_profile=display_p3()), SIZE, 3)[0, 0].astype(int)
@@ -278,7 +278,7 @@ def test_colours_are_those_that_the_pictures_profile_says(tmp_path, mode):
         assert difference(load_image(path, SIZE, 3), expected(image)) == 0
 
 
-def test_a_truncated_picture_passes_its_header_and_fails_to_decode(tmp_path):
+def test_a_truncated_image_passes_the_header_check_only(tmp_path):
     path = saved(tmp_path / "cut.png", scene(300, 300))
     path.write_bytes(path.read_bytes()[:-300])
     with open_image(path) as image:
@@ -302,12 +302,12 @@ with open_image({str(path)!r}) as image: image.load()"""
     assert b"Warning" not in stderr[0] and b"Warning" in stderr[1]
 
 
-def test_a_name_that_cannot_be_printed_is_named_escaped():
+def test_unprintable_names_are_escaped():
     assert str(BadImage("a\nb\udce9.jpg", "empty file")) == r"'a\nb\udce9.jpg': empty file"
 
 
 def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
-    """(suffix, content) of pictures with bits flipped, tails cut, or another file's head put on."""
+    """(suffix, content) of images with flipped bits, cut ends, or another file's beginning."""
     sources = []
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -332,7 +332,7 @@ def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
         kind = random.integers(3)
         if kind == 0:
             flipped = np.frombuffer(content, np.uint8).copy()
-            # most of them in the head, where a format keeps its sizes and offsets
+            # most of them near the beginning, with sizes and offsets
             places = np.minimum(random.exponential(100, random.integers(1, 9)).astype(int), len(content) - 1)
             flipped[places] ^= (1 << random.integers(0, 8, len(places))).astype(np.uint8)
             content = flipped.tobytes()
@@ -346,7 +346,7 @@ def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
     return made
 
 
-def test_mutated_pictures_are_read_or_named(tmp_path, monkeypatch):
+def test_mutated_images_are_read_or_named(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
     for i, (suffix, content) in enumerate(mutants(np.random.default_rng(3), MUTANTS)):
         (tmp_path / f"{i % 100}_0_0_{20170101 + i}{suffix}").write_bytes(content)
@@ -362,8 +362,8 @@ def test_mutated_pictures_are_read_or_named(tmp_path, monkeypatch):
         except InputError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             named[path.name] = str(error)
-        assert time.monotonic() - began < SECONDS_A_PICTURE, path.name
-    assert 0.2 * MUTANTS < len(named) < 0.95 * MUTANTS  # the mutator neither spares nor ruins them all
+        assert time.monotonic() - began < SECONDS_AN_IMAGE, path.name
+    assert 0.2 * MUTANTS < len(named) < 0.95 * MUTANTS  # some of them, not all
 
 
 def test_an_error_contains_the_path_once(tmp_path, monkeypatch):

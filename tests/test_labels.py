@@ -225,7 +225,7 @@ def test_all_wrong_rows_are_reported_at_once(tmp_path):
     write_table(tmp_path, "\n".join(rows))
     with pytest.raises(InputError) as error:
         list_faces(tmp_path, True)
-    for said in ("23 rows are wrong: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
+    for said in ("23 wrong rows: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
         assert said in str(error.value)
     assert "\n" not in str(error.value)
 

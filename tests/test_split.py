@@ -31,13 +31,13 @@ def contents(faces) -> set[bytes]:
 
 @pytest.fixture
 def folder(tmp_path, drawn_folder):
-    """A data set of one's own, of the 60 drawn faces, in an empty place."""
+    """A copy of the 60 synthetic faces, data/mine."""
     return Path(shutil.copytree(drawn_folder, tmp_path / "data" / "mine"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, faces):
-    """A run of one epoch on the 60 drawn faces."""
+    """A run of one epoch on the 60 synthetic faces."""
     notes = {"dataset": "mine", "loss_weights": [1e-4] * 3, "balance": False, "unknown_gender": False}
     model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("held out") / "save")
     model.train(faces, num_epochs=1, notes=notes)
@@ -46,7 +46,7 @@ def trained(tmp_path_factory, faces):
 
 @pytest.fixture
 def run(trained, folder, monkeypatch):
-    """A copy of that run in the current folder, in which the data set lies too."""
+    """A copy of that run in the current folder, which contains the data set too."""
     monkeypatch.chdir(folder.parents[1])
     return Path(shutil.copytree(trained, "save"))
 
@@ -60,7 +60,7 @@ def evaluate(capsys) -> tuple[int, dict, str]:
 
 
 def forget(run: Path, **notes) -> None:
-    """Make a run one of before there was a record of held-out faces."""
+    """Remove the record of held-out faces, as in older runs."""
     config = read_config(run)
     del config["training"]["held_out"]
     config["training"] |= notes
@@ -77,7 +77,7 @@ def test_a_set_without_copies_is_split_by_the_seed(faces):
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record)
 
 
-def test_copies_are_reported_and_kept_on_one_side(folder):
+def test_copies_are_reported_and_not_on_both_sides(folder):
     before = len(list_faces(folder).faces)
     shutil.copytree(folder, folder / "again")
     faces, said = list_faces(folder).faces, []
@@ -221,7 +221,7 @@ PEOPLE = {
 
 
 @pytest.mark.parametrize("convention", PEOPLE)
-def test_whole_people_are_held_out_where_names_tell_them(convention):
+def test_whole_people_are_held_out_if_names_identify_them(convention):
     faces, said = [Face(name, 30, UNKNOWN) for name in PEOPLE[convention]], []
     people = {parse_person(face.path) for face in faces}
     training, held_out, notes = train_val_split(faces, SEED, {}, said.append)
