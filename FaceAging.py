@@ -41,11 +41,11 @@ from support.config import (
 from support.dataset import Face, TooManyBad, data_digest
 from support.devices import Devices
 from support.errors import InputError, printable
-from support.evaluation import Evaluator
+from support.evaluation import PASTED_FACES, SAME_PERSON, Evaluator, mean
 from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
-from support.photo import apply_edit, edits, own_labels, read_photo, read_photos
+from support.photo import apply_edit, edits, own_labels, pasted_distances, read_photo, read_photos
 from support.pictures import IN_A_ROW, animate_training, grid
 from support.pretrained import (
     DEFAULT_MODEL,
@@ -565,7 +565,26 @@ class FaceAging(Hyperparameters):
             evaluator.add(images, read, z, self._images_of(z, ages, genders), *aged)
         if evaluator.distances:
             evaluator.add_impostors(*read_images(evaluator.choose_impostors(others or faces), self._load_image))
-        return {"detail": detail, **evaluator.metrics()}
+        metrics = {"detail": detail, **evaluator.metrics()}
+        if detail and evaluator.distances:
+            metrics["identity"]["overall"] |= self._pasted_identity(faces[:PASTED_FACES], detail)
+        return metrics
+
+    def _pasted_identity(self, faces: Sequence[Face], detail: float) -> dict[str, float]:
+        """Return how many faces that were aged in place are detected again, and verified: see METRICS."""
+        centres, distances = self.bins.centres, []
+        for face in faces:
+            try:
+                found = read_photo(face.path, self.size_image, self.num_input_channels)
+            except InputError:
+                continue  # reported above
+            ages = centres[0], centres[len(centres) // 2], centres[-1]
+            aged = self.age_photo(face.path, ages, [face.gender], detail, (), [face.age], [face.gender])
+            distances += pasted_distances(found, aged)
+        shares = np.isfinite(distances), np.less(distances, SAME_PERSON)[np.isfinite(distances)]
+        return {
+            name: mean(values) for name, values in zip(("pasted_detection", "pasted_verification"), shares, strict=True)
+        }
 
     def _with_detail(self, images: np.ndarray, faces: Sequence[Face], z, aged: np.ndarray, detail: float) -> np.ndarray:
         """Return generated faces, float [bins, N, S, S, C] in [-1, 1], with detail of the images: see `age`."""

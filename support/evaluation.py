@@ -13,6 +13,7 @@ from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels, parse_p
 SAME_PERSON = 0.6  # dlib's threshold for the distance of two embeddings of one person
 FAR = 0.01  # false accept rate of the stricter threshold
 IDENTITY_FACES = 100  # faces whose identity is compared: dlib takes 0.1 s for each of twelve images of a face
+PASTED_FACES = 20  # faces that are aged in place, at the youngest, a middle and the oldest bin
 IMPOSTORS = 20  # photos of each gender and age bin that are compared with one another: 190 pairs
 METRICS = {
     # reconstruction; by age bin and by gender
@@ -48,6 +49,8 @@ METRICS = {
     "far1_threshold": f"distance at which the false accept rate is {FAR:.0%}, mean over photos",
     "reconstruction_verification_far1": "share of reconstructions within that distance of the photo",
     "aged_verification_far1": "share of faces generated at every bin within that distance of the photo",
+    "pasted_detection": "share of faces, aged in place in their photos, that are detected again",
+    "pasted_verification": f"share of those faces that are detected within {SAME_PERSON} of the photo",
 }
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image: ITU-R 601
 PIXELS = (1, 2, 3)  # the axes of one image in a batch

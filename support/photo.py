@@ -330,3 +330,16 @@ def save_photos(paths: Sequence[Path], photo: Photo, photo_edits: Sequence[np.nd
 
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(save, paths, photo_edits))
+
+
+def pasted_distances(photo: Photo, aged: Sequence[np.ndarray]) -> list[float]:
+    """Return the distances of dlib's embeddings of the first face, in a photo and found again in aged copies of it.
+
+    aged: what FaceAging.age_photo returned; infinite where no face is found.
+    """
+    distances, own = [], recognition.embeddings(photo.faces[:1])
+    for image in aged:
+        found = find_faces(to_image(image).convert("RGB")).faces
+        again = recognition.embeddings(found[0].image[np.newaxis]) if found else np.inf
+        distances.append(float(np.linalg.norm(again - own)))
+    return distances

@@ -170,6 +170,9 @@ def test_detail_of_the_images_is_measured_in_what_people_get(run, faces, dlib):
     assert detailed["aging"]["by_bin"]["21-30"]["estimated_age"] == pytest.approx(expected, abs=0.5)
     sharp, soft = (one["aging"]["overall"]["aged_sharpness"] for one in (detailed, plain))
     assert sharp > 2 * soft
+    pasted = detailed["identity"]["overall"]
+    assert pasted["pasted_detection"] > 0.5 and pasted["pasted_verification"] is not None
+    assert "pasted_detection" not in plain["identity"]["overall"]
 
 
 def test_ssim_equals_scikit_image():
