@@ -366,18 +366,17 @@ class FaceAging(Hyperparameters):
         `schedule` over all epochs, times decay_rate every 2. Without use_trained_model, ten epochs with all weights 0
         come first. init_model names an included model to start from. balance samples the age bins equally often; flip
         mirrors half of the faces; cache keeps decoded images. config.json records `notes`. on_epoch_end gets the model.
-
         Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the current batch, save, and return the
         signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
         finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
         """
         self._choose_optimizer(optimizer)
-        before = read_config(self.save_dir), self.devices.log, init_model
-        training, held_out, record = train_val_split(faces, self.seed, *before)
+        config = read_config(self.save_dir)
+        training, held_out, record = train_val_split(faces, self.seed, config, self.devices.log, init_model)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        notes = {**(notes or {}), "init_model": init_model, "faces": len(faces), "data": data_digest(faces), **record}
-        notes["optimizer"] = optimizer
+        data = {"faces": len(faces), "data": data_digest(faces), **record}
+        notes = {**(notes or {}), "optimizer": optimizer, "init_model": init_model, **data}
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
         plan = Schedule(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
