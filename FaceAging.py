@@ -76,7 +76,7 @@ def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), target), logits))
 
     return {
-        # the reconstruction loss: L2 in the paper (equation 4), L1 in the reference program and here
+        # the reconstruction loss alone: L2 in the paper, L1 in the reference program and here
         "EG_loss": tf.reduce_mean(tf.abs(images - out["G"])),
         # non-saturating generator losses: E and G against D_z, and against D_img
         "E_z_loss": cross_entropy(out["D_z_logits"], 1.0),
@@ -93,7 +93,7 @@ def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
 def objectives(losses: Mapping, loss_weights: Mapping) -> dict:
     """Return the total objective of each optimizer, by the names of `FaceAging.variables`.
 
-    "EG", minimised by E and G together, is the paper's equation 4. losses: tensors or numbers by name; loss_weights: by
+    Together they are the paper's equation 4; E and G minimise "EG". losses: tensors or numbers by name; loss_weights: by
     the names of support.losses.TERMS.
     """
     minimised = {
@@ -106,33 +106,33 @@ def objectives(losses: Mapping, loss_weights: Mapping) -> dict:
 
 def status_line(losses: Mapping[str, float]) -> str:
     """Return the losses as one line: reconstruction, the weighted terms, and each discriminator's objective."""
-    shown = {"EG": losses["EG_loss"]}
+    shown = {"L1": losses["EG_loss"]}
     shown |= {name: losses[term.loss] for name, term in TERMS.items() if term.loss in losses}
     shown |= {name: loss for name, loss in objectives(losses, {}).items() if name != "EG"}
     return " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())
 
 
-class Schedule(NamedTuple):
-    """The length of a training, its learning rate, and the loss weights by name, at every position of training.
+class TrainingPlan(NamedTuple):
+    """The length of a training, with the learning rate and the loss weights at each position.
 
-    `course`, one of SCHEDULES, depends on the position relative to num_epochs: if a run is resumed for more epochs, the
-    learning rate continues on the longer course, from where this is after the epochs done.
+    `schedule`, one of SCHEDULES, is a function of the position relative to num_epochs: if a run is resumed for more
+    epochs, the learning rate continues on the longer schedule, at its value after the epochs done.
     """
 
     num_epochs: int
     learning_rate: float
     decay_rate: float  # multiplies the learning rate every 2 epochs
-    course: str
+    schedule: str
     loss_weights: Mapping[str, float]
 
     def rate(self, epochs: float) -> float:
         """Return the learning rate of E and G after this number of epochs, negative in pre-training."""
         epochs = max(epochs, 0)
-        factor = SCHEDULES[self.course](min(1, epochs / self.num_epochs))
+        factor = SCHEDULES[self.schedule](min(1, epochs / self.num_epochs))
         return self.learning_rate * self.decay_rate ** (int(epochs) // 2) * factor
 
     def weights(self, epochs: float) -> dict[str, tf.Tensor]:
-        """Return the loss weights after this number of epochs; pre-training has no adversarial losses."""
+        """Return the loss weights after this number of epochs; in pre-training all are 0."""
         position = epochs / self.num_epochs
         weights = {name: w if position >= TERMS[name].start else 0 for name, w in self.loss_weights.items()}
         return {name: tf.constant(weight, tf.float32) for name, weight in weights.items()}
@@ -208,7 +208,7 @@ class FaceAging(Hyperparameters):
     def _generator(self) -> keras.Model:
         z = keras.Input([self.num_z_channels], name="z")
         ages, genders = self._label_inputs()
-        # tile labels to about the length of z, so that they are not drowned out
+        # tile labels to about the length of z, so that they have a similar influence
         tiled_length = self.num_z_channels * self.tile_ratio
         x = ops.concat_label(z, ages, max(1, int(tiled_length / self.num_categories)))
         x = ops.concat_label(x, genders, max(1, int(tiled_length / 2)))  # [batch, 150]
@@ -281,7 +281,7 @@ class FaceAging(Hyperparameters):
     # The training step (paper: equations 3 to 6).
 
     def forward(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
-        """Return one forward pass: z [N, 50], the generated images G [N, S, S, C], logits [N, 1] and D_img's maps.
+        """Return one forward pass: z [N, Z], generated images G [N, S, S, C], logits [N, 1] and D_img's feature maps.
 
         D_z classifies z from E and z from the prior; D_img classifies real and generated images.
         """
@@ -304,8 +304,8 @@ class FaceAging(Hyperparameters):
     def losses(self, images, ages, genders, z_prior, training: bool = True) -> dict[str, tf.Tensor]:
         """Return the paper's losses on a batch: see `paper_losses`.
 
-        images: [N, S, S, C] in [-1, 1]; ages: [N, num_categories] and genders: [N, 2] in {-1, +1}; z_prior: [N, 50] in
-        (-1, 1).
+        images: [N, S, S, C] in [-1, 1]; ages: [N, num_categories] and genders: [N, 2] in {-1, +1}; z_prior:
+        [N, num_z_channels] in (-1, 1).
         """
         return paper_losses(images, self.forward(images, ages, genders, z_prior, training))
 
@@ -378,7 +378,7 @@ class FaceAging(Hyperparameters):
         data = {"faces": len(faces), "data": data_digest(faces), **record}
         notes = {**(notes or {}), "optimizer": optimizer, "init_model": init_model, **data}
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
-        plan = Schedule(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
+        plan = TrainingPlan(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
             self._begin(plan, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, plan, balance, flip)
@@ -394,32 +394,32 @@ class FaceAging(Hyperparameters):
         names = map(epoch_name, range(int(self.epoch - epochs), int(self.epoch)))
         run.draw("demo_train.gif", animate_training, names, self.size_image, self.bins.names)
 
-    def _train_epochs(self, run: Run, batches: BatchLoader, held_out, schedule: Schedule, on_epoch_end) -> None:
-        """Train from the current position until schedule.num_epochs epochs are done or run.stop_signal is set."""
+    def _train_epochs(self, run: Run, batches: BatchLoader, held_out, plan: TrainingPlan, on_epoch_end) -> None:
+        """Train from the current position until plan.num_epochs epochs are done or run.stop_signal is set."""
         run.draw("test/input.png", save_image, grid(held_out[0][:IN_A_ROW]))
-        for epoch in range(int(self.epoch), schedule.num_epochs + 1):
-            if not self._train_epoch(run, batches, epoch, schedule):
+        for epoch in range(int(self.epoch), plan.num_epochs + 1):
+            if not self._train_epoch(run, batches, epoch, plan):
                 return
             run.log_epoch(int(self.step), epoch_name(epoch), *self._show_epoch(*held_out))
             self.epoch.assign(epoch + 1)
             self.batch.assign(0)
             if on_epoch_end and self.devices.is_chief:
                 on_epoch_end(self)
-            if run.stop_signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == schedule.num_epochs:
+            if run.stop_signal or epoch % CHECKPOINT_EPOCHS == 0 or epoch == plan.num_epochs:
                 run.save(self.save_checkpoint)
             if run.stop_signal:
                 return
 
-    def _train_epoch(self, run: Run, batches: BatchLoader, epoch: int, schedule: Schedule) -> bool:
+    def _train_epoch(self, run: Run, batches: BatchLoader, epoch: int, plan: TrainingPlan) -> bool:
         """Train on the remaining batches of an epoch; return False if a signal stopped it before the last one."""
         first = int(self.batch)
         loaded = batches.of(epoch, first, int(self.step))
-        title = f"Epoch {epoch_name(epoch)}/{epoch_name(schedule.num_epochs)}"
+        title = f"Epoch {epoch_name(epoch)}/{epoch_name(plan.num_epochs)}"
         try:
             for batch in run.progress(loaded, title, first, len(batches)):
                 epochs = epoch - 1 + int(self.batch) / len(batches)
-                rate = self._set_learning_rates(schedule.rate(epochs))
-                losses, out = self.train_step(*batch, schedule.weights(epochs))
+                rate = self._set_learning_rates(plan.rate(epochs))
+                losses, out = self.train_step(*batch, plan.weights(epochs))
                 self.step.assign_add(1)
                 self.batch.assign_add(1)
                 done = int(self.batch) / len(batches)
@@ -465,7 +465,7 @@ class FaceAging(Hyperparameters):
             raise InputError(f"the run in {self.save_dir} was made with {before}, not {optimizer}: use {before}")
         self.optimizer = optimizer
 
-    def _begin(self, plan: Schedule, use_trained_model: bool, init_model: str | None) -> None:
+    def _begin(self, plan: TrainingPlan, use_trained_model: bool, init_model: str | None) -> None:
         """Restore or initialise networks, optimizers, epoch and step."""
         for name in networks_of(plan.loss_weights):
             self.add_network(name)
@@ -549,7 +549,7 @@ class FaceAging(Hyperparameters):
     ) -> dict:
         """Return the metrics of labelled faces: see support.evaluation.Evaluator.metrics.
 
-        identity: compare the first 100 faces with dlib, one second a face; skipped with a line on stderr if dlib is
+        identity: compare the first 100 faces with dlib, one second per face; skipped with a line on stderr if dlib is
         missing. Different people, for the false accept rate, are those of `others`, by default of `faces`. detail: the
         generated faces keep that part of the images' own detail, see `age`. Unreadable images are named and skipped.
         Raises InputError if all are unreadable.
@@ -757,7 +757,7 @@ class FaceAging(Hyperparameters):
         return renderer.age_photos(photos, gender_numbers(genders), ages, years, animate, film_side)
 
     def draw_random(self, count: int, genders: Sequence[int] = (MALE, FEMALE), seed: int = 2017) -> None:
-        """Write random faces at every age, ten a sheet, as save_dir/test/random_as_*.png."""
+        """Write random faces at every age, ten per sheet, as save_dir/test/random_as_*.png."""
         self._renderer().show_random(self.sample(count, seed), gender_numbers(genders))
 
     def blend(

@@ -191,9 +191,8 @@ def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path
     if "detail" not in explicit:
         detail["detail"] = 1.0
     detail |= {"years": flags.years or (), "animate": flags.animate, "align": flags.align}
-    detail |= {"faces": (flags.face,) if flags.face else ()} | (
-        {"film_side": flags.film_size} if flags.film_size else {}
-    )
+    detail |= {"faces": (flags.face,) if flags.face else ()}
+    detail |= {"film_side": flags.film_size} if flags.film_size else {}
     ages = flags.age or (() if flags.years or flags.animate else model.bins.centres)
     count = model.age_photos(paths, ages, genders, **detail)
     print(f"{count:,} {'photo' if count == 1 else 'photos'} aged")
@@ -203,19 +202,19 @@ def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path
 
 def draw_random(flags: argparse.Namespace, explicit: set[str]) -> int:
     seed = flags.seed  # of the random faces, not of the run
-    model, _ = load(flags, explicit - {"seed"})
+    model, source = load(flags, explicit - {"seed"})
     if not model.z_distribution:
-        fit_z(model, flags)
+        fit_z(model, source, flags)
     model.draw_random(flags.random, GENDERS[flags.gender], seed)
     print(f"Done! Results are saved as {printable(str(model.save_dir / 'test' / 'random_as_xxx.png'))}")
     return 0
 
 
-def fit_z(model, flags: argparse.Namespace) -> None:
+def fit_z(model, source: Path, flags: argparse.Namespace) -> None:
     """Fit the distribution of z to faces that the run was trained on, if they are still in data/."""
     try:
         faces = list_faces(find_dataset(flags.dataset), flags.unknown_gender).faces
-        training = train_val_split(faces, model.seed, log=lambda _: None).training
+        training = train_val_split(faces, model.seed, read_config(source), lambda _: None).training
         model.fit_z(training[:FITTED_FACES])
     except InputError as error:
         print(f"z is sampled from U(-1, 1), less realistic, because its distribution cannot be fitted: {error}")
@@ -225,8 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     flags, explicit = parse_flags(argv)
     quiet()
     try:
-        if flags.is_train and explicit & (AGING if flags.evaluate is not None else AGING | {"detail"}):
-            raise InputError(f"--{min(explicit & (AGING | {'detail'}))} is for aging faces: add --is_train False")
+        aging = explicit & (AGING if flags.evaluate is not None else AGING | {"detail"})
+        if flags.is_train and aging:
+            raise InputError(f"--{min(aging)} is for aging faces: add --is_train False")
         if flags.is_train and flags.evaluate is None and "pretrained" in explicit and not flags.use_init_model:
             raise InputError("--pretrained selects the model to start from: add --use_init_model True")
         if flags.evaluate is not None:

@@ -121,7 +121,7 @@ TRAINING_SCHEMA = {
     "faces": _whole(),
 }
 # training flags that older runs lack, with the value that they were made with
-BEFORE = {"flip": False, "optimizer": "adam", "schedule": "constant"}
+OLD_RUN_DEFAULTS = {"flip": False, "optimizer": "adam", "schedule": "constant"}
 
 
 def count_layers(size_image: int, size_kernel: int, num_gen_channels: int) -> int:
@@ -169,7 +169,7 @@ def read_config(save_dir: str | Path) -> dict:
                 wrong.append(f"{name}, an unknown name")
         if wrong:
             raise InputError(f"{path} has under {part} {wrong[0]}: correct it, or use another --savedir")
-    training = config["training"] = BEFORE | config["training"]
+    training = config["training"] = OLD_RUN_DEFAULTS | config["training"]
     if "loss_weights" in training:
         training["loss_weights"] = complete_weights(training["loss_weights"])
     return config

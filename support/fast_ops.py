@@ -1,10 +1,9 @@
-"""The layers, the optimizer and the total variation of ops.py in fewer passes over memory; skip it at first.
+"""Faster equivalents of Keras layers, optimizers and the total variation.
 
-What: `Conv2D`, `Conv2DTranspose`, `BatchNormalization` and `Adam` compute what Keras' classes of those names compute,
-and `total_variation` what its three-line formula says; tests/test_layers.py holds each to it.
-Why: with them a step takes half the time on a CPU; docs/performance.md has the measurements.
-How to do without: replace `fast_ops.` by `layers.` (for Adam `keras.optimizers.`) where it is used. Weights, their
-names and checkpoints stay the same.
+`Conv2D`, `Conv2DTranspose`, `BatchNormalization`, `Adam` and `Muon` compute the same as Keras' classes of those names
+(Muon also for convolution kernels); tests/test_layers.py and tests/test_muon.py compare them. With them a step takes
+half the time on a CPU (docs/performance.md). Keras' own layers and Adam can be used instead: weights, their names and
+checkpoints stay the same.
 """
 
 import functools

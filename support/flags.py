@@ -9,19 +9,18 @@ from typing import NoReturn
 from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, dataset_name
 from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
-from support.losses import LISTED, PRESETS, TERMS, complete_weights
+from support.losses import PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES
 from support.terminal import PROJECT, python
 
 GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
 DEMO_FACES = PROJECT / "demo" / "faces"
 DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
-PASTE = {"face", "years"}  # flags of aging that --paste uses
-AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", "film_size", *DETAIL, *PASTE}
+PASTE = {"face", "years", "film_size"}  # flags of aging that --paste uses
+AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL, *PASTE}
 MAX_RANDOM = 10_000  # faces that --random generates at once
 LARGEST = 10**9  # the largest whole number that a flag accepts
 OLD_PRESETS = {"2017": "default"}
-
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
 
 
@@ -102,7 +101,7 @@ def share(text: str) -> float:
 
 def rate(text: str) -> float:
     if (found := share(text)) in (0, 1):
-        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return found
 
 
@@ -116,7 +115,7 @@ def loss_weights(text: str) -> dict[str, float]:
             weights = {name.strip(): float(weight) for name, weight in (part.split("=") for part in text.split(","))}
             complete_weights(weights)
             return weights
-        if len(numbers(text)) in LISTED:
+        if len(numbers(text)) in UNNAMED_COUNTS:
             return complete_weights(numbers(text))
         reason = f"neither {', '.join(PRESETS)} nor weights by name"
     except InputError as error:
@@ -161,7 +160,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_aging(parser.add_argument_group("aging, with --is_train False").add_argument)
     _add_photo(parser.add_argument_group("aging within a photo, with --is_train False").add_argument)
     _add_start(parser.add_argument_group("initial weights").add_argument)
-    _add_training(parser.add_argument_group("training (config.json records these)").add_argument)
+    _add_training(
+        parser.add_argument_group("training (config.json records these, except --recipe and --cache)").add_argument
+    )
     _add_network(parser.add_argument_group("networks (config.json records these)").add_argument)
     return parser
 
@@ -233,7 +234,7 @@ def _add_photo(flag) -> None:
     )
     flag("--face", **NUMBER, help="with --paste: age face N only, from left to right")
     flag("--years", type=years, metavar="+Y,-Z,...", help="with --paste: ages relative to everyone's own (--years=-10)")
-    flag("--film_size", **PIXELS, default=1080, help="with --paste: the longer side of a film")
+    flag("--film_size", **PIXELS, help="with --paste: the longer side of a film (default: 1080)")
 
 
 def _add_start(flag) -> None:
@@ -241,7 +242,7 @@ def _add_start(flag) -> None:
         "--use_trained_model",
         **BOOL,
         default=True,
-        help="True resumes the run in savedir; False starts with ten epochs without adversarial losses",
+        help="True resumes the run in savedir; False starts with ten epochs at loss weights 0",
     )
     flag("--use_init_model", **BOOL, default=False, help="True starts a new run from an included model")
     flag(

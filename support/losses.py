@@ -1,7 +1,9 @@
 """The weighted losses of E and G by name, and the losses and networks that go beyond the paper.
 
-To add a loss, write its function and add it to TERMS: the training step, `--loss_weights`, config.json, losses.csv,
-tensorboard, the status line and the help read that table. TensorFlow is imported within the functions, because the
+To add a loss, write its function and add it at the end of TERMS: the training step, `--loss_weights`, config.json, the
+status line and the help read that table, and the logs contain every loss that the function returns. A network that the
+loss trains goes at the end of AUXILIARY_NETWORKS. Order matters: weights without names are listed in the order of
+TERMS, and optimizers are numbered in that of the networks. TensorFlow is imported within the functions, because the
 command line reads the table before it loads TensorFlow.
 """
 
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 from support.errors import InputError
 
-STDDEV = 0.02  # the standard deviation of every initial weight, as in the paper's networks
+STDDEV = 0.02  # standard deviation of the initial weights of the paper's networks and of C_z
 C_Z_LENGTHS = (256, 256)  # hidden layers of C_z
 C_IMG_CHANNELS, C_IMG_KERNEL = (24, 48, 96, 192), 5  # convolutions of C_img
 C_IMG_MOMENTUM = 0.99  # of its batch norm: its moving statistics are used on generated images from the first steps on
@@ -29,7 +31,7 @@ class Step(NamedTuple):
     ages: object  # one-hot labels in {-1, +1}, [N, bins]
     genders: object  # [N, 2]
     out: Mapping  # what `FaceAging.forward` returned
-    seed: object  # int32 [2]: the run's seed and the step, for stateless random operations
+    seed: object  # int32 [2], the run's seed and the step: a loss folds its own number into it, as `SharedRandom` does
     weights: Mapping  # the current weights by the names of TERMS, float32 scalars
 
 
@@ -48,9 +50,9 @@ class Term(NamedTuple):
 
 
 class AuxiliaryNetwork(NamedTuple):
-    """A network that is trained beside the paper's four, on the loss of its own name (`C_z_loss`)."""
+    """A network that is trained together with the paper's four, on the loss of its own name (`C_z_loss`)."""
 
-    build: Callable  # takes the model's hyperparameters and returns the keras.Model
+    build: Callable  # takes Hyperparameters and returns the keras.Model
     rate: float  # its learning rate, relative to that of the paper's networks
 
 
@@ -250,7 +252,7 @@ AUXILIARY_NETWORKS = {
     "C_img": AuxiliaryNetwork(image_classifier, rate=2.5),
 }
 PAPER_TERMS = tuple(name for name, term in TERMS.items() if not term.compute)
-LISTED = 3, 5  # how many weights an older config.json or command line lists without names, in the order of TERMS
+UNNAMED_COUNTS = 3, 5  # weights without names in an older config.json or on the command line, in the order of TERMS
 PRESETS = {
     "released": {"G_img": 1e-4, "E_z": 0.0, "tv": 0.0},  # of the reference program's released code
     "default": {"G_img": 1e-4, "E_z": 1e-4, "tv": 1e-4},
@@ -268,8 +270,10 @@ def complete_weights(
     InputError for other names or numbers.
     """
     if not isinstance(weights, Mapping):
-        if len(weights) not in LISTED:
-            raise InputError(f"{len(weights)} weights without names: give {' or '.join(map(str, LISTED))}, or names")
+        if len(weights) not in UNNAMED_COUNTS:
+            raise InputError(
+                f"{len(weights)} weights without names: give {' or '.join(map(str, UNNAMED_COUNTS))}, or names"
+            )
         weights = dict(zip(TERMS, weights, strict=False))
         defaults = {}
     if unknown := weights.keys() - TERMS.keys():

@@ -334,7 +334,7 @@ def test_a_training_reports_losses_unreadable_faces_and_a_command_that_works(pla
     assert f"Replaced by another face: data{os.sep}drawn{os.sep}{NAME.replace('人', chr(92) + 'u4eba')}" in done.stdout
     progress = [line for line in lines if line.startswith("Epoch 01/01: batch")]
     assert [line.split(",")[0] for line in progress] == [f"Epoch 01/01: batch {batch} of 5" for batch in range(1, 5)]
-    assert all(" EG 0." in line for line in progress) and all(line.endswith(" left") for line in progress[1:])
+    assert all(" L1 0." in line for line in progress) and all(line.endswith(" left") for line in progress[1:])
 
     if os.name == "posix":  # cmd.exe is not the shell that the command is quoted for
         aged = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True, timeout=PATIENCE)

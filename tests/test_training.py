@@ -279,7 +279,7 @@ def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
     assert main.main(["--epoch", "2"]) == 0  # neither the data set nor sizes nor weights are said again
     printed = capsys.readouterr().out
     assert "UTKFace names: 60 faces" in printed and "Resuming at epoch 02 after step 5" in printed
-    assert "Epoch 02/02, step 10: EG 0." in printed  # a line an epoch where output is no terminal
+    assert "Epoch 02/02, step 10: L1 0." in printed  # a line an epoch where output is no terminal
     config = json.loads((workplace / "save/config.json").read_text())
     assert config["training"]["loss_weights"] == [0.01, 0.1, 0.001]
     assert iio.imread(workplace / "save/samples/02.png").shape == (32, 192)

@@ -18,7 +18,7 @@ from support.files import atomic_write
 from support.images import hash_files
 
 PRETRAINED = Path(__file__).parent
-# folders, by the recipe of the training
+# folders by name; "paper" has the weights of that recipe, with balanced age bins
 INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
 DEFAULT_MODEL = "aging"
 OLD_NAMES = {"2017": "paper"}
