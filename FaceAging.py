@@ -93,8 +93,8 @@ def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
 def objectives(losses: Mapping, loss_weights: Mapping) -> dict:
     """Return the total objective of each optimizer, by the names of `FaceAging.variables`.
 
-    Together they are the paper's equation 4; E and G minimise "EG". losses: tensors or numbers by name; loss_weights: by
-    the names of support.losses.TERMS.
+    Together they are the paper's equation 4; E and G minimise "EG". losses: tensors or numbers by name; loss_weights:
+    by the names of support.losses.TERMS.
     """
     minimised = {
         "EG": losses["EG_loss"] + sum(weight * losses[TERMS[name].loss] for name, weight in loss_weights.items()),

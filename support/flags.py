@@ -8,12 +8,12 @@ from typing import NoReturn
 
 from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, dataset_name
 from support.errors import InputError, printable
-from support.labels import AGE_BOUNDS, FEMALE, GENDER_NAMES, MALE, OLDEST, AgeBins
+from support.labels import AGE_BOUNDS, FEMALE, MALE, OLDEST, AgeBins
 from support.losses import PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES
 from support.terminal import PROJECT, python
 
-GENDERS = {**{GENDER_NAMES[gender]: (gender,) for gender in (MALE, FEMALE)}, "both": (MALE, FEMALE)}
+GENDERS = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
 DEMO_FACES = PROJECT / "demo" / "faces"
 DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
 PASTE = {"face", "years", "film_size"}  # flags of aging that --paste uses
@@ -65,7 +65,7 @@ def power_of_two(text: str) -> int:
 def numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of a list such as 8,30,65, or (nan,) for any other text."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(map(float, text.split(",")))
     except ValueError:
         return (math.nan,)
 
@@ -85,18 +85,16 @@ def years(text: str) -> tuple[float, ...]:
 
 
 def genders(text: str) -> tuple[int, ...]:
-    names = {GENDER_NAMES[gender]: gender for gender in (MALE, FEMALE)}
-    found = [names.get(part) for part in text.split(",")]
-    if None in found:
+    if not all(part in ("male", "female") for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text} is not male, female or a list of them")
-    return tuple(found)
+    return tuple(GENDERS[part][0] for part in text.split(","))
 
 
 def share(text: str) -> float:
-    found = numbers(text)
-    if len(found) != 1 or not 0 <= found[0] <= 1:
+    found, *others = numbers(text)
+    if others or not 0 <= found <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number within 0-1")
-    return found[0]
+    return found
 
 
 def rate(text: str) -> float:
@@ -156,14 +154,16 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
-    _add_task(parser.add_argument_group("task").add_argument)
-    _add_aging(parser.add_argument_group("aging, with --is_train False").add_argument)
-    _add_photo(parser.add_argument_group("aging within a photo, with --is_train False").add_argument)
-    _add_start(parser.add_argument_group("initial weights").add_argument)
-    _add_training(
-        parser.add_argument_group("training (config.json records these, except --recipe and --cache)").add_argument
-    )
-    _add_network(parser.add_argument_group("networks (config.json records these)").add_argument)
+    groups = {
+        "task": _add_task,
+        "aging, with --is_train False": _add_aging,
+        "aging within a photo, with --is_train False": _add_photo,
+        "initial weights": _add_start,
+        "training (config.json records these, except --recipe and --cache)": _add_training,
+        "networks (config.json records these)": _add_network,
+    }
+    for title, add in groups.items():
+        add(parser.add_argument_group(title).add_argument)
     return parser
 
 
