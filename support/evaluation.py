@@ -23,7 +23,7 @@ METRICS = {
     "SSIM": "structural similarity of a face and its reconstruction, 1 if equal, mean over faces",
     "z_KS": "Kolmogorov-Smirnov distance of a dimension of z from U(-1, 1), mean over dimensions; "
     "about 0.87 / sqrt(n) for n uniform numbers",
-    "z_KS_pooled": "the same distance, all dimensions pooled",
+    "z_KS_pooled": "Kolmogorov-Smirnov distance of all dimensions of z, pooled, from U(-1, 1)",
     "sharpness": "variance of the Laplacian of the reconstructions, relative to that of the faces",
     "label_movement": "mean absolute change of the image from an age bin to the next, pixels in [-1, 1]",
     # aging; by requested age bin
@@ -45,10 +45,10 @@ METRICS = {
     "reconstruction_verification": f"share of reconstructions within {SAME_PERSON} of the photo, dlib's threshold",
     "aged_verification": f"share of faces generated at every bin within {SAME_PERSON} of the photo",
     "pairs": "number of pairs of photos of different people of one gender and age bin",
-    "false_accept_rate": f"share of those pairs within {SAME_PERSON}",
+    "false_accept_rate": f"share of pairs of different people of one gender and age bin within {SAME_PERSON}",
     "far1_threshold": f"distance at which the false accept rate is {FAR:.0%}, mean over photos",
-    "reconstruction_verification_far1": "share of reconstructions within that distance of the photo",
-    "aged_verification_far1": "share of faces generated at every bin within that distance of the photo",
+    "reconstruction_verification_far1": f"share of reconstructions within the distance of {FAR:.0%} false accepts",
+    "aged_verification_far1": f"share of faces generated at every bin within the distance of {FAR:.0%} false accepts",
     "pasted_detection": "share of faces, aged in place in their photos, that are detected again",
     "pasted_verification": f"share of those faces that are detected within {SAME_PERSON} of the photo",
 }
