@@ -18,7 +18,6 @@ DEMO_FACES = PROJECT / "demo" / "faces"
 DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
 PASTE = {"face", "years", "film_size"}  # flags of aging that --paste uses
 AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL, *PASTE}
-MAX_RANDOM = 10_000  # faces that --random generates at once
 LARGEST = 10**9  # the largest whole number that a flag accepts
 OLD_PRESETS = {"2017": "default"}
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
@@ -169,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 BOOL = {"type": true_or_false, "metavar": "BOOL"}
 NUMBER = {"type": whole_number, "metavar": "N"}
-PEOPLE = {"type": partial(whole_number, high=MAX_RANDOM), "metavar": "N"}
+PEOPLE = {"type": partial(whole_number, high=10_000), "metavar": "N"}
 PIXELS = {"type": partial(whole_number, low=16, high=8192), "metavar": "N"}
 
 
