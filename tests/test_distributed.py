@@ -24,7 +24,7 @@ from support.batches import BatchLoader, train_val_split
 from support.devices import choose_strategy
 from support.errors import InputError
 from support.losses import PAPER_TERMS
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_FLAGS
 
 PROJECT = Path(main.__file__).parent
 WARM_STEPS = 150  # the first steps turn a rounding into 1e-2 of a loss, on one device too; from here on it stays one
@@ -155,6 +155,19 @@ def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
     assert len(losses_of(folder)) >= 23
     model = FaceAging(**TINY, save_dir=folder / "save")
     assert model.load_checkpoint() and int(model.step) == len(losses_of(folder))
+
+
+def test_two_processes_train_by_the_muon_recipe_as_one(warm, tmp_path):
+    """Muon, C_z and C_img, from their initial weights; the second half of the steps with the classifier loss."""
+    flags = ["--recipe=muon", "--savedir=new", "--epoch=2", "--precision=float32", *TINY_FLAGS, "--image_size=16"]
+    rows = []
+    for name, begin in (("one", lambda folder: [start(folder, *flags)]), ("two", lambda f: start_workers(f, *flags))):
+        folder = copy(warm, tmp_path / name)
+        assert {status for status, _, _ in finish(begin(folder))} == {0}
+        rows.append((folder / "new/losses.csv").read_text().splitlines())
+    assert rows[0][0] == rows[1][0] and "C_img_loss" in rows[0][0] and len(rows[0]) == 11
+    one, two = (np.array([line.split(",") for line in lines[1:]], float) for lines in rows)
+    assert np.abs(one - two)[:5].max() < 1e-3 and np.abs(one - two).max() < 2e-2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
