@@ -1,5 +1,6 @@
-"""Photos aged in place: detail kept, faces pasted back, whole photos and films, and what is refused."""
+"""Photos: detail kept, faces aged in place, films, --photo, and refused flags."""
 
+import io
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -13,8 +14,10 @@ from FaceAging import FaceAging
 from support.alignment import find_faces
 from support.errors import InputError
 from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_labels, read_photo
+from support.pictures import FRAME_COLOR, framed
 from support.portraits import read_portrait
 from tests.conftest import TINY
+from tests.test_images import display_p3
 
 SQUARE = np.array([(1.0, 0, 0), (0, 1, 0)])  # the frame of a photo of one pixel
 
@@ -144,6 +147,20 @@ def test_a_photo_keeps_format_size_profile_and_is_turned_upright(model, tmp_path
     assert np.abs(np.asarray(aged)[180:].astype(int) - np.asarray(portrait)[180:]).mean() < 3
 
 
+def test_colours_of_a_photo_are_edited_in_its_profile(model, portrait, tmp_path):
+    profile, srgb = display_p3(), ImageCms.createProfile("sRGB")
+    theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    ImageCms.profileToProfile(portrait, srgb, theirs).save(tmp_path / "p3.png", icc_profile=profile)
+    model.save_dir = tmp_path
+    own = {"own_ages": [77], "own_genders": [1]}
+    model.age_photos([tmp_path / "p3.png"], [8], **own)
+    aged = Image.open(tmp_path / "test/p3_8_female.png")
+    assert aged.info["icc_profile"] == profile
+    (expected,) = model.age_photo(np.asarray(portrait), [8], **own)
+    shown = np.asarray(ImageCms.profileToProfile(aged, theirs, srgb))
+    assert np.abs(shown.astype(int) - expected).mean() < 2
+
+
 def test_the_faces_of_a_photo_are_numbered_and_aged_as_asked(model, tmp_path, pair, capsys):
     pair.save(tmp_path / "two.png")
     model.save_dir = tmp_path
@@ -265,3 +282,29 @@ def test_a_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
     assert np.abs(blended[1, 1].astype(int) - ends[1]).mean() < 1
     model.save_dir = tmp_path
     assert iio.imread(model.blend(*paths, detail=1)).shape[1] > 1280
+
+
+def test_sheets_show_where_each_face_was_found_with_photo(model, pair, tmp_path):
+    model.save_dir = tmp_path / "save"
+    pair.save(tmp_path / "two.png")
+    widths = []
+    for photo in (False, True):
+        assert model.test([tmp_path / "two.png"], genders=[0], align=True, photo=photo) == 2
+        widths.append(iio.imread(tmp_path / "save/test/test_as_male.png").shape[1])
+    assert widths[1] >= widths[0] + TINY["size_image"]  # a column more
+
+
+def test_the_frame_is_drawn_around_the_face(portrait):
+    frame = np.array([[100.0, 0, 50], [0, 100, 100]])  # a square of 100 pixels at (50, 100)
+    pixels = np.asarray(framed(portrait, [frame], 300))
+    drawn = np.argwhere((pixels == FRAME_COLOR).all(axis=-1))
+    left = (300 - 256) // 2
+    assert np.abs(drawn.min(axis=0) - (100, left + 50)).max() <= 4
+    assert np.abs(drawn.max(axis=0) - (200, left + 150)).max() <= 4
+
+
+@pytest.mark.parametrize("flags", [["--photo=True"], ["--photo=True", "--align=True", "--blend", "a.jpg", "b.jpg"]])
+def test_photo_needs_align_and_excludes_blend(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--is_train=False", *flags]) == 2
+    assert "--photo needs --align True" in capsys.readouterr().err
