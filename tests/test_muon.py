@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import main
-from FaceAging import MUON_RATE, FaceAging, Schedule
+from FaceAging import MUON_RATE, FaceAging, TrainingPlan
 from support.config import RECIPES, read_config
 from support.errors import InputError
 from support.fast_ops import Adam, Muon
@@ -215,16 +215,16 @@ def test_a_stopped_run_equals_a_straight_one(tmp_path, faces):
     ],
 )
 def test_schedules_depend_on_the_position_among_all_epochs(course, expected):
-    rates = [Schedule(20, RATE, 1.0, course, {}).rate(epochs) for epochs in (0, 5, 10, 20)]
+    rates = [TrainingPlan(20, RATE, 1.0, course, {}).rate(epochs) for epochs in (0, 5, 10, 20)]
     assert rates == pytest.approx([RATE * factor for factor in expected])
-    longer = Schedule(40, RATE, 1.0, course, {})
+    longer = TrainingPlan(40, RATE, 1.0, course, {})
     assert longer.rate(10) == pytest.approx(RATE * expected[1])
     assert longer.rate(-9) == RATE  # pre-training
-    assert Schedule(20, RATE, 0.5, "constant", {}).rate(4.5) == RATE / 4
+    assert TrainingPlan(20, RATE, 0.5, "constant", {}).rate(4.5) == RATE / 4
 
 
 def test_the_classifier_counts_from_the_middle_on():
-    plan = Schedule(20, RATE, 1.0, "constant", complete_weights({"classifier": 5e-3}))
+    plan = TrainingPlan(20, RATE, 1.0, "constant", complete_weights({"classifier": 5e-3}))
     assert [float(plan.weights(epochs)["classifier"]) > 0 for epochs in (-1, 0, 9.9, 10, 19.9)] == [False] * 3 + [
         True
     ] * 2
