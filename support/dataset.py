@@ -106,7 +106,7 @@ def _archive_of(folder: Path) -> Path | None:
 def exclusive(folder: Path, task: str) -> Iterator[None]:
     """Let one process at a time make the folder; the others wait, and print so. The system frees a killed one's lock.
 
-    The lock is a hidden file beside the folder, which stays. Where the file system has no locks, nobody waits.
+    The lock is a hidden file beside the folder, which stays. Without locks in the file system, processes do not wait.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), fallback_to_soft=False)
@@ -184,7 +184,7 @@ def image_names(folder: str | Path) -> list[str]:
 
 
 def find_files(folder: str | Path) -> tuple[list[str], dict[str, str]]:
-    """Return (the images in the folder and below, what is left out by reason).
+    """Return (the images in the folder and below, what is left out, with the reasons).
 
     Left out are folders that cannot be listed and images in formats that are not read. Both are posix paths relative
     to the folder, the images sorted; a folder's path ends with "/". Raises InputError if the folder itself cannot be

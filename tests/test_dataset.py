@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from support import dataset
+from support.alignment import doubt_alignment
 from support.config import MODEL, restore_flags
 from support.dataset import describe, find_dataset, list_faces
 from support.errors import InputError
 from support.flags import parse_flags
+from support.images import find_copies
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins
 from tests.conftest import ROOT, make_image, make_numbered_faces, refuse_to_list
 
@@ -166,6 +169,16 @@ def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
         config = {"model": {name: getattr(flags, flag) for flag, name in MODEL.items()}, "training": {"dataset": name}}
         restore_flags(flags, explicit, config, Path("save"))
     assert find_dataset("faces/") == Path("data/faces")
+
+
+def test_the_demo_set_is_unpacked_anywhere_and_balanced(tmp_path):
+    listing = list_faces(find_dataset("demo", tmp_path / "data"))
+    assert len(listing.faces) == 1000 and not listing.skipped and listing.conventions == {"UTKFace": 1000}
+    bins = AgeBins().index([face.age for face in listing.faces])
+    assert (np.histogram2d(bins, [face.gender for face in listing.faces], (10, 2))[0] == 50).all()
+    assert doubt_alignment(listing.faces) == "" and not find_copies([face.path for face in listing.faces])
+    with Image.open(listing.faces[0].path) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
 
 
 def start_unpacking(folder: Path) -> subprocess.Popen:
