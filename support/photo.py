@@ -4,6 +4,7 @@ The generator gives the change from one age to another, the photo everything els
 network's resolution as an edit, a scale and an offset for each pixel, and enlarged to the pixels of the photo.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from support import recognition
 from support.alignment import DetectedFace, Detections, apply, find_faces, looks_aligned, side_of
+from support.dataset import image_names
 from support.errors import InputError, printable
 from support.files import atomic_write, output_name, unused
 from support.images import fit_image, from_srgb, read_full, read_image, to_image
-from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, UNKNOWN, parse_name
+from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, TABLE, UNKNOWN, Label, parse_name, read_table
 from support.terminal import progress
 
 # docs/experiments.md has what was measured. Lengths are fractions of the face's side, changes those of [-1, 1].
@@ -47,14 +49,7 @@ FORMATS = {
 }
 
 
-def edits(
-    faces: np.ndarray,
-    own: np.ndarray,
-    aged: np.ndarray,
-    own_ages: Sequence[float],
-    ages: Sequence[float],
-    detail: float,
-) -> np.ndarray:
+def edits(faces, own, aged, own_ages: Sequence[float], ages: Sequence[float], detail: float) -> np.ndarray:
     """Return edits, float32 [N, S, S, 1 + C], that take faces to another age and keep their detail.
 
     faces: what the encoder sees; own, aged: the generated faces at their own age and at another, uint8 [N, S, S, C]
@@ -241,15 +236,21 @@ def read_photo(source, size_image: int, channels: int, align: bool = False, numb
         raise InputError(f"no face found in {name}")
     if wrong := [number for number in numbers if not 1 <= number <= len(frames)]:
         raise InputError(f"no face {wrong[0]} in {name}, which shows {len(frames)}: give --face 1 to {len(frames)}")
-    label = labels_of_name(source) if isinstance(source, str | Path) and len(frames) == 1 else ()
+    label = own_label(source) if isinstance(source, str | Path) and len(frames) == 1 else ()
     chosen = [number - 1 for number in numbers] or list(range(len(frames)))
     return Photo(name, image, file_format, frames, chosen, np.stack([faces[i] for i in chosen]), label)
 
 
-def labels_of_name(path: str | Path) -> tuple[int, ...]:
-    """Return the (age, gender) of a file's name, or () where it lacks one of them."""
-    _, *label = parse_name(Path(path).name) or (None, UNKNOWN)
-    return () if UNKNOWN in label else tuple(label)
+def own_label(path: str | Path) -> tuple[int, ...]:
+    """Return the (age, gender) of a photo in its folder's labels.csv, else in its name, or () where one is missing."""
+    label = _table_labels(Path(path).parent).get(Path(path).name) or parse_name(Path(path).name)
+    return () if label is None or UNKNOWN in label else (label.age, label.gender)
+
+
+@functools.cache
+def _table_labels(folder: Path) -> dict[str, Label]:
+    table = folder / TABLE
+    return read_table(table, image_names(folder), {})[0] if table.is_file() else {}
 
 
 def read_photos(

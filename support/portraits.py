@@ -17,7 +17,7 @@ from support.errors import InputError, printable
 from support.files import NAME_BYTES, output_name, shortened, unused
 from support.images import BadImage, fit_image, read_image, save_image, to_image
 from support.labels import GENDER_NAMES, AgeBins, gender_numbers
-from support.photo import Photo, apply_edit, edits, labels_of_name, own_labels, relative_ages, report_faces, save_photos
+from support.photo import Photo, apply_edit, edits, own_label, own_labels, relative_ages, report_faces, save_photos
 from support.pictures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
 from support.terminal import progress
 
@@ -70,7 +70,7 @@ def read_portraits(
                 doubtful.append(printable(str(path)))
             crop = fit_image(face, min(LARGEST_CROP, *face.size), 3)
             shown = framed(image, frames, max(size_image, DETAIL_SIDE)) if photo else None
-            yield Portrait(unused(output_name(path), names), fitted, crop, labels_of_name(path), shown)
+            yield Portrait(unused(output_name(path), names), fitted, crop, own_label(path), shown)
     if not names:
         where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
         raise InputError(f"no face to age in {where}")

@@ -13,7 +13,7 @@ import main
 from FaceAging import FaceAging
 from support.alignment import find_faces
 from support.errors import InputError
-from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_labels, read_photo
+from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_label, own_labels, read_photo
 from support.pictures import FRAME_COLOR, framed
 from support.portraits import read_portrait
 from tests.conftest import TINY
@@ -201,6 +201,15 @@ def test_an_aligned_face_is_pasted_into_itself(model, tmp_path):
     photo = read_photo(face, 32, 3)
     assert len(photo.frames) == 1 and photo.label == (25, 1)
     np.testing.assert_allclose(photo.frames[0][:, :2], np.eye(2) * photo.image.width)
+
+
+def test_labels_of_a_table_come_before_those_of_a_name(tmp_path, portrait):
+    for name in ("me.png", "54_1_0_20170101000000001.png", "you.png"):
+        portrait.save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("file,age,gender\nme.png,77,female\n54_1_0_20170101000000001.png,30,male\n")
+    labels = [own_label(tmp_path / name) for name in ("me.png", "54_1_0_20170101000000001.png", "you.png")]
+    assert labels == [(77, 1), (30, 0), ()]
+    assert own_label("elsewhere/54_1_0_20170101000000001.png") == (54, 1)
 
 
 def test_labels_come_from_names_then_flags_then_the_age_network(capsys):
