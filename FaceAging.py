@@ -67,7 +67,7 @@ CHECKPOINT_EPOCHS = 5  # epochs from one checkpoint to the next
 
 
 def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
-    """Return the paper's losses (equations 3 to 6) by the reference program's names, float32 scalars.
+    """Return the terms of the paper's objective by the reference program's names, float32 scalars.
 
     images: a batch x, [N, S, S, C] in [-1, 1]; out: the outputs of `FaceAging.forward` for it. Means over the batch.
     """
@@ -93,8 +93,8 @@ def paper_losses(images, out: Mapping) -> dict[str, tf.Tensor]:
 def objectives(losses: Mapping, loss_weights: Mapping) -> dict:
     """Return the total objective of each optimizer, by the names of `FaceAging.variables`.
 
-    Together they are the paper's equation 4; E and G minimise "EG". losses: tensors or numbers by name; loss_weights:
-    by the names of support.losses.TERMS.
+    They are the parts of the paper's equation 4, with L1 and non-saturating losses as in the reference program; E and G
+    minimise "EG". losses: tensors or numbers by name; loss_weights: by the names of support.losses.TERMS.
     """
     minimised = {
         "EG": losses["EG_loss"] + sum(weight * losses[TERMS[name].loss] for name, weight in loss_weights.items()),
@@ -375,8 +375,8 @@ class FaceAging(Hyperparameters):
         training, held_out, record = train_val_split(faces, self.seed, config, self.devices.log, init_model)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        data = {"faces": len(faces), "data": data_digest(faces), **record}
-        notes = {**(notes or {}), "optimizer": optimizer, "init_model": init_model, **data}
+        choices = {"balance": balance, "flip": flip, **(notes or {}), "optimizer": optimizer, "init_model": init_model}
+        notes = choices | {"faces": len(faces), "data": data_digest(faces), **record}
         check_beginning(self.save_dir, use_trained_model, notes, self.config)
         plan = TrainingPlan(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
@@ -627,7 +627,7 @@ class FaceAging(Hyperparameters):
             count = 0
         if not count or z.shape[1:] != (self.num_z_channels,) or not np.isfinite(z).all():
             raise InputError(
-                f"z is finite [N, {self.num_z_channels}] with N or one age and gender, not {list(z.shape)} with "
+                f"z must be finite, [N, {self.num_z_channels}], with N or one age and gender: got {list(z.shape)}, "
                 f"{np.size(ages)} ages and {len(genders)} genders"
             )
         z = np.broadcast_to(z, (count, self.num_z_channels))

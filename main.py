@@ -224,8 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     flags, explicit = parse_flags(argv)
     quiet()
     try:
-        aging = explicit & (AGING if flags.evaluate is not None else AGING | {"detail"})
-        if flags.is_train and aging:
+        aging = explicit & AGING
+        if flags.evaluate is not None and aging:
+            raise InputError(f"--{min(aging)} is for aging faces: omit it, or --evaluate")
+        if flags.evaluate is None and flags.is_train and (aging := aging | explicit & {"detail"}):
             raise InputError(f"--{min(aging)} is for aging faces: add --is_train False")
         if flags.is_train and flags.evaluate is None and "pretrained" in explicit and not flags.use_init_model:
             raise InputError("--pretrained selects the model to start from: add --use_init_model True")

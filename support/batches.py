@@ -17,7 +17,7 @@ from support.images import BadImage, find_copies, hash_files, read_images
 from support.labels import AgeBins, gender_labels, parse_person
 from support.pretrained import is_trained_on
 
-PRETRAINING_EPOCHS = 10  # epochs without adversarial losses, numbered -9 to 0
+PRETRAINING_EPOCHS = 10  # epochs with all loss weights 0, numbered -9 to 0
 BATCHES_AHEAD = 2
 MOST_HELD_OUT = 100  # faces
 

@@ -1,10 +1,10 @@
 """The weighted losses of E and G by name, and the losses and networks that go beyond the paper.
 
 To add a loss, write its function and add it at the end of TERMS: the training step, `--loss_weights`, config.json, the
-status line and the help read that table, and the logs contain every loss that the function returns. A network that the
-loss trains goes at the end of AUXILIARY_NETWORKS. Order matters: weights without names are listed in the order of
-TERMS, and optimizers are numbered in that of the networks. TensorFlow is imported within the functions, because the
-command line reads the table before it loads TensorFlow.
+status line and the help (docs/flags.md) read that table, and the logs contain every loss that the function returns. A
+network that the loss trains goes at the end of AUXILIARY_NETWORKS. Order matters: weights without names are listed in
+the order of TERMS, and optimizers are numbered in that of the networks. TensorFlow is imported within the functions,
+because the command line reads the table before it loads TensorFlow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +31,15 @@ class Step(NamedTuple):
     ages: object  # one-hot labels in {-1, +1}, [N, bins]
     genders: object  # [N, 2]
     out: Mapping  # what `FaceAging.forward` returned
-    seed: object  # int32 [2], the run's seed and the step: a loss folds its own number into it, as `SharedRandom` does
+    seed: object  # int32 [2], the run's seed and the step: a second random loss must fold a number of its own into it
     weights: Mapping  # the current weights by the names of TERMS, float32 scalars
 
 
 class Term(NamedTuple):
     """A loss that E and G minimise, with a weight, beside the reconstruction loss.
 
-    The paper's losses have no `compute`: they are always computed, by `FaceAging.paper_losses`. A term beyond the paper
-    is computed only if its weight is not 0. `compute` takes a Step and returns its losses, float32 scalars by name.
+    The paper's losses have no `compute`: they are always computed, by `paper_losses`. A term beyond the paper
+    is computed only if it has a weight. `compute` takes a Step and returns float32 scalars by name, `loss` among them.
     """
 
     loss: str  # its name in losses.csv and tensorboard

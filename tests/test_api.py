@@ -77,8 +77,8 @@ def test_one_z_makes_one_face_for_each_age(model):
 @pytest.mark.parametrize(
     ("shape", "ages", "message"),
     [
-        ([3, 5], [30], r"z is finite \[N, 50\]"),
-        ([3, 1], [30], r"z is finite \[N, 50\]"),
+        ([3, 5], [30], r"z must be finite, \[N, 50\]"),
+        ([3, 1], [30], r"z must be finite, \[N, 50\]"),
         ([3, 50], [30, 40], "3, 50.* with 2 ages"),
         ([3, 50], [], "0 ages"),
         ([3, 50], [np.nan], "ages are numbers"),
@@ -89,7 +89,7 @@ def test_one_z_makes_one_face_for_each_age(model):
 def test_generate_refuses_other_shapes_and_ages_that_are_not_finite(model, shape, ages, message):
     with pytest.raises(InputError, match=message):
         model.generate(np.zeros(shape), ages, [0])
-    with pytest.raises(InputError, match="z is finite"):
+    with pytest.raises(InputError, match="z must be finite"):
         model.generate(np.full([1, 50], np.nan), [30], [0])
 
 

@@ -39,9 +39,9 @@ def run(tool: Callable[[list[str]], int]) -> None:
 
 
 def read_losses(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's losses.csv, by column; none if there is no such file."""
+    """Return the rows of a run's losses.csv, by column, nan where empty; [] without a file."""
     path = folder / "losses.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
