@@ -79,7 +79,7 @@ def test_one_z_makes_one_face_for_each_age(model):
     [
         ([3, 5], [30], r"z must be finite, \[N, 50\]"),
         ([3, 1], [30], r"z must be finite, \[N, 50\]"),
-        ([3, 50], [30, 40], "3, 50.* with 2 ages"),
+        ([3, 50], [30, 40], "3, 50.* 2 ages"),
         ([3, 50], [], "0 ages"),
         ([3, 50], [np.nan], "ages are numbers"),
         ([3, 50], [30, np.inf, 40], "ages are numbers"),
