@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -117,7 +117,7 @@ def framed(photo: Image.Image, frames: Sequence[np.ndarray], side: int) -> Image
     return square
 
 
-class Frames(Collection):
+class Frames:
     """The frames of an animation, loaded one at a time whenever they are iterated: load(item) for each item."""
 
     def __init__(self, load: Callable[..., np.ndarray], items: Sequence):
@@ -129,12 +129,9 @@ class Frames(Collection):
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self.load, self.items)
 
-    def __contains__(self, frame: object) -> bool:
-        return any(frame is one for one in self)
-
 
 def save_animation(
-    path: str | Path, frames: Collection[np.ndarray], frame_seconds: float, max_bytes: int | None = None
+    path: str | Path, frames: Sequence[np.ndarray] | Frames, frame_seconds: float, max_bytes: int | None = None
 ) -> None:
     """Write images of one size, uint8 [H, W, C] each with C 1 or 3, as an endless .gif or as a .mp4.
 
@@ -158,7 +155,7 @@ def save_animation(
         raise ValueError(f"{path}: an animation is a .gif or a .mp4")
 
 
-def _gif(frames: Collection[np.ndarray], frame_seconds: float, max_bytes: int | None) -> bytes:
+def _gif(frames: Sequence[np.ndarray] | Frames, frame_seconds: float, max_bytes: int | None) -> bytes:
     """Return a GIF of at most `max_bytes`, with fewer colours and smaller images if necessary.
 
     Each pass reads the frames twice, one at a time: for the palette, and to write them.

@@ -80,6 +80,18 @@ def faces(drawn_folder):
     return list_faces(drawn_folder).faces
 
 
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, faces):
+    """A model trained for an epoch, and its folder; tests that write there copy it."""
+    from FaceAging import FaceAging
+
+    model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
+    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "learning_rate": 0.01}
+    notes |= {"balance": False, "unknown_gender": False}
+    assert model.train(faces, num_epochs=1, learning_rate=0.01, notes=notes) is None
+    return model
+
+
 @pytest.fixture
 def workplace(tmp_path, drawn_folder, monkeypatch):
     """An empty current folder whose data/drawn contains the synthetic faces."""

@@ -21,16 +21,6 @@ from tools import compare_runs, package_model, train_model
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, faces):
-    """A run of one epoch."""
-    model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
-    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "learning_rate": 0.01}
-    notes |= {"balance": False, "unknown_gender": False}
-    assert model.train(faces, num_epochs=1, learning_rate=0.01, notes=notes) is None
-    return model
-
-
-@pytest.fixture(scope="module")
 def packed(run, tmp_path_factory):
     """A folder like support/pretrained/aging."""
     folder = tmp_path_factory.mktemp("packed") / "model"
@@ -93,20 +83,28 @@ def test_the_included_model_is_used_if_savedir_has_none(included, faces, tmp_pat
     assert FaceAging.load().save_dir == included
 
 
-@pytest.fixture
-def two_included(included, faces, tmp_path, monkeypatch):
-    """A second included model, of other weights and sizes, in place of the baseline."""
-    other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=tmp_path / "other")
+@pytest.fixture(scope="module")
+def second(tmp_path_factory, faces):
+    """A packed model of other weights and sizes."""
+    folder = tmp_path_factory.mktemp("second")
+    other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=folder / "run")
     assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
-    package_model.pack(other.save_dir, 8, tmp_path / "baseline")
-    monkeypatch.setitem(INCLUDED_MODELS, "paper", tmp_path / "baseline")
+    package_model.pack(other.save_dir, 8, folder / "packed")
+    return folder / "packed"
+
+
+@pytest.fixture
+def two_included(included, second, tmp_path, monkeypatch):
+    """A copy of that model in place of the included baseline."""
+    monkeypatch.setitem(INCLUDED_MODELS, "paper", Path(shutil.copytree(second, tmp_path / "baseline")))
     return included, tmp_path / "baseline"
 
 
-def test_pretrained_selects_the_model_even_if_savedir_has_a_run(
-    two_included, run, faces, drawn_folder, tmp_path, capsys
-):
-    aging, measuring = ["--is_train=False", "--testdir", faces[0].path], ["--evaluate", str(drawn_folder)]
+def test_pretrained_selects_the_model_even_if_savedir_has_a_run(two_included, run, faces, tmp_path, capsys):
+    (tmp_path / "few").mkdir()
+    for face in faces[:4]:
+        shutil.copy(face.path, tmp_path / "few")
+    aging, measuring = ["--is_train=False", "--testdir", faces[0].path], ["--evaluate", str(tmp_path / "few")]
     lengths = {"aging": FaceAging.load().num_z_channels, "paper": FaceAging.load(pretrained="2017").num_z_channels}
     assert lengths == {"aging": 50, "paper": 7}
     sheets = {}
@@ -137,19 +135,19 @@ def test_training_starts_from_the_selected_model(two_included, faces, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--pretrained=2018"], "invalid choice: '2018'"),
         (["--pretrained=2017"], "--pretrained selects the model to start from: add --use_init_model True"),
         (["--use_init_model=True", "--pretrained=2017"], "num_z_channels 7, not"),
     ],
 )
-def test_an_unusable_pretrained_is_refused(two_included, workplace, capsys, flags, said):
+def test_an_unusable_pretrained_is_refused(two_included, workplace, capsys, flags, message):
     try:
         status = main.main(["--dataset=drawn", *TINY_FLAGS, *flags])
     except SystemExit as error:
         status = error.code
-    assert status == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and message in capsys.readouterr().err.splitlines()[-1]
     assert not (workplace / "save").exists()
 
 
@@ -162,7 +160,7 @@ def test_an_incomplete_included_model_is_an_input_error(two_included, workplace,
     flags = [str(drawn_folder) if flag == "drawn" else flag for flag in flags]
     assert main.main(["--dataset=drawn", "--pretrained=2017", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{baseline} has no {part}: get it again" in line
+    assert f"{baseline} has no {part}: install the program again" in line
     assert not (workplace / "save").exists()
 
 
@@ -178,8 +176,8 @@ def test_an_included_model_of_other_sizes_is_refused(included, workplace, capsys
     assert main.main([*flags, "--use_init_model=True"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    for said in ("num_gen_channels 32, not 64", "--num_encoder_channels 4 --num_gen_channels 32"):
-        assert said in error
+    for part in ("num_gen_channels 32, not 64", "--num_encoder_channels 4 --num_gen_channels 32"):
+        assert part in error
     assert not (workplace / "save").exists()
 
 

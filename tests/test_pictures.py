@@ -1,4 +1,4 @@
-"""What people look at is where it is said to be, and a file is whole or not there."""
+"""Grids, sheets, animations and curves; files are written completely or not at all."""
 
 import stat
 import sys
@@ -16,7 +16,7 @@ AGES = ["input", "0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Pictures of which no two are alike: each is found in one place only."""
+    """Random images, which can be found on a canvas in one place only."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -43,7 +43,7 @@ def test_grid_runs_row_by_row_and_is_white_where_empty(channels):
     assert (canvas[10:, 6:] == 255).all()
 
 
-def test_grid_border_is_white_and_between_pictures_only():
+def test_grid_border_is_white_and_between_images_only():
     canvas = pictures.grid(np.zeros((4, 5, 6, 3), np.uint8), columns=2, border=3)
     assert canvas.shape == (13, 15, 3)
     assert (canvas[5:8] == 255).all()
@@ -51,7 +51,7 @@ def test_grid_border_is_white_and_between_pictures_only():
     assert canvas.sum() == 255 * (3 * 15 + 10 * 3) * 3
 
 
-def test_grid_of_few_pictures_is_only_as_wide_as_they_are():
+def test_grid_of_few_images_is_as_wide_as_they_are():
     assert pictures.grid(noise(2, 5, 6, 3)).shape == (5, 12, 3)
 
 
@@ -68,7 +68,7 @@ def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
 
 
 @pytest.mark.parametrize("size", [8, 32, 128, 256])
-def test_row_labels_are_level_with_their_pictures(size):
+def test_row_labels_are_level_with_their_images(size):
     rows = noise(len(AGES), 1, size, size, 3)
     canvas = pictures.sheet(rows, AGES)
     ends = []
@@ -85,20 +85,20 @@ def test_row_labels_are_level_with_their_pictures(size):
     assert max(ends) - min(ends) <= max(2, size // 40)
 
 
-def test_labels_stand_beside_their_own_rows():
+def test_row_labels_are_beside_their_rows():
     rows = np.full((3, 1, 64, 64, 3), 99, np.uint8)
     canvas = pictures.sheet(rows, ["", "11-15", ""])
     inked_lines = np.nonzero((canvas < 50).any(axis=(1, 2)))[0]
     assert abs(inked_lines.mean() - len(canvas) / 2) < 4
 
 
-def test_labels_of_tiny_pictures_do_not_run_into_each_other():
+def test_labels_of_tiny_images_do_not_overlap():
     canvas = pictures.sheet(np.full((5, 1, 4, 4, 3), 200, np.uint8), ["Mg"] * 5)
     inked_lines = (canvas < 128).any(axis=(1, 2))
     assert (np.diff(inked_lines.astype(int)) == 1).sum() == 5
 
 
-def test_title_and_column_labels_stand_above():
+def test_title_and_column_labels_are_above():
     rows = noise(2, 3, 64, 64, 3)
     plain = pictures.sheet(rows, ["a", "b"])
     labelled = pictures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
@@ -117,7 +117,7 @@ def test_long_column_labels_stay_within_their_columns():
     assert columns.max() < canvas.shape[1] / 2
 
 
-def test_a_title_wider_than_the_pictures_is_not_cut():
+def test_a_title_wider_than_the_images_is_not_truncated():
     rows = np.full((1, 1, 32, 32, 3), 255, np.uint8)
     canvas = pictures.sheet(rows, [""], title="A long title above a single small face")
     assert (canvas[:, -2:] == 255).all()
@@ -129,7 +129,7 @@ def test_sheet_size_does_not_depend_on_column_labels():
     assert len(shapes) == 1
 
 
-def test_grey_pictures_make_a_sheet_in_colour_format():
+def test_grey_images_make_an_rgb_sheet():
     rows = noise(2, 2, 32, 32, 1)
     canvas = pictures.sheet(rows, ["a", "b"])
     assert canvas.shape[-1] == 3
@@ -165,13 +165,13 @@ def test_error_in_writing_leaves_the_earlier_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_encoded_leaves_nothing(tmp_path):
+def test_an_image_that_cannot_be_encoded_leaves_no_file(tmp_path):
     with pytest.raises(ValueError):
         save_image(tmp_path / "a.unheard_of", noise(4, 4, 3))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_written_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+def test_a_written_file_has_the_permissions_of_a_new_file(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     save_image(tmp_path / "a.png", noise(4, 4, 3))
@@ -179,7 +179,7 @@ def test_a_written_file_may_be_read_by_whom_any_new_file_may(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_saved_picture_reads_back_as_it_was(tmp_path, channels):
+def test_a_saved_image_is_read_unchanged(tmp_path, channels):
     image = noise(9, 7, channels)
     save_image(tmp_path / "a.png", image)
     with Image.open(tmp_path / "a.png") as read:
@@ -193,7 +193,7 @@ def fading(count: int, size: int, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_has_every_frame_its_time_and_no_end(tmp_path, channels):
+def test_a_gif_has_every_frame_its_duration_and_loops(tmp_path, channels):
     path = tmp_path / "a.gif"
     pictures.save_animation(path, list(fading(12, 32, channels)), 0.08)
     with Image.open(path) as gif:
@@ -210,7 +210,7 @@ def test_a_gif_keeps_colours_and_order(tmp_path):
             assert np.abs(np.array(gif.convert("RGB").getpixel((5, 5))) - color).max() <= 4
 
 
-def test_a_gif_fits_its_limit_and_is_left_alone_where_it_does(tmp_path):
+def test_a_gif_fits_its_limit_and_is_unchanged_if_it_already_does(tmp_path):
     frames = fading(10, 96)
     pictures.save_animation(tmp_path / "free.gif", frames, 0.1)
     free = (tmp_path / "free.gif").stat().st_size
@@ -223,11 +223,11 @@ def test_a_gif_fits_its_limit_and_is_left_alone_where_it_does(tmp_path):
         with Image.open(tmp_path / "small.gif") as gif:
             assert gif.n_frames == 10
             sizes.append(gif.size[0])
-    assert sizes[0] == 96  # fewer colours were enough
+    assert sizes[0] == 96  # fewer colours suffice
     assert 32 < sizes[1] < 96
 
 
-def test_limit_that_no_gif_meets_is_an_error(tmp_path):
+def test_a_limit_that_no_gif_meets_is_an_error(tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"earlier")
     with pytest.raises(ValueError, match="do not fit"):
@@ -258,17 +258,17 @@ def test_an_mp4_of_odd_sides_has_every_frame(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 100, 101, 1000])
-def test_a_loss_curve_is_drawn_of_a_record_of_any_length(tmp_path, count):
+def test_a_loss_curve_of_any_length_is_drawn(tmp_path, count):
     losses = 0.15 + 0.3 * np.exp(-np.arange(count) / 100)
     pictures.plot_losses(tmp_path / "loss_epoch.png", (1 + np.arange(count)) / 230, losses)
     with Image.open(tmp_path / "loss_epoch.png") as picture:
         blue = np.asarray(picture.convert("RGB")).astype(int)
-    # away from the legend, which has the curve's colour too
+    # below the legend, which has the curve's colour
     curve = (blue[..., 2] - blue[..., 0] > 80)[picture.height // 4 :]
     assert curve.sum() > 50
 
 
-def test_filtered_curve_has_no_noise_and_no_delay():
+def test_the_filtered_curve_has_no_noise_and_no_delay():
     count = 2000
     trend = 0.15 + 0.3 / (1 + np.exp((np.arange(count) - count / 2) / 60))
     noisy = trend + np.random.default_rng(0).normal(0, 0.02, count)
@@ -278,7 +278,7 @@ def test_filtered_curve_has_no_noise_and_no_delay():
     assert abs(np.argmax(smooth < 0.3) - count / 2) < 15
 
 
-def test_the_film_of_a_long_training_takes_bounded_memory_and_frames(tmp_path):
+def test_the_film_of_a_long_training_has_bounded_memory_and_frames(tmp_path):
     side, bins = 16, [str(i) for i in range(10)]
     names = [f"{epoch:02d}" for epoch in range(1, 201)]
     for name in ("input", *names):

@@ -6,17 +6,16 @@ as generated faces are; all are shifted, scaled and changed in brightness and co
 written in 8 bits, and measured so.
 """
 
+import functools
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 import main
-from support.batches import epoch_order, train_val_split
+from support.batches import epoch_order, read_images, train_val_split
 from support.dataset import Face, find_dataset, list_faces
-from support.images import BadImage
 from support.labels import FEMALE, AgeBins
 from tools import command, make_parser, run
 
@@ -38,22 +37,6 @@ BLUR = 4.0  # pixels of 128: the largest standard deviation of the blur
 BLURRED = 2.0  # pixels of 128: about the blur of generated faces, for measuring
 SHIFT, SCALE = 0.06, 0.1  # relative to the width
 COLUMNS = {"real_faces": 0, "real_age": 1, "real_estimated_age": 1, "real_age_mae": 2, "real_gender_accuracy": 3}
-
-
-def read(faces: list[Face]) -> tuple[np.ndarray, list[Face]]:
-    """Return (uint8 [N, 128, 128, 3], their faces) of those that can be read."""
-
-    def load(face: Face) -> np.ndarray | None:
-        try:
-            return ops.load_image(face.path, SIDE, 3)
-        except BadImage as error:
-            print(f"Left out: {error}")
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(load, faces))
-    kept = [i for i, image in enumerate(images) if image is not None]
-    return np.stack([images[i] for i in kept]), [faces[i] for i in kept]
 
 
 def augment(images: np.ndarray, random: np.random.Generator) -> tf.Tensor:
@@ -169,12 +152,13 @@ def train_age_network(argv: list[str]) -> int:
     keras.config.set_dtype_policy(devices.best_precision()[0])
     network = recognition.age_and_gender_network()
     keras.config.set_dtype_policy("float32")
-    train(network, *read(training), flags.epochs)
+    load_image = functools.partial(ops.load_image, size_image=SIDE, channels=3)
+    train(network, *read_images(training, load_image), flags.epochs)
 
     quantize_weights(flags.out, [network])
     quantized = recognition.age_and_gender_network()
     load_quantized(flags.out, [quantized])
-    images, faces = read(held_out + validation)
+    images, faces = read_images(held_out + validation, load_image)
     print(table("sharp", quantized, images, faces))
     print(table("blurred", quantized, blur(images, BLURRED), faces))
     return 0
