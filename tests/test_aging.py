@@ -1,6 +1,7 @@
 """Aging: sheets of any number of faces, exact ages, blends, random faces, and refused input."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from support import alignment, pretrained
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
 from support.portraits import FEW, FILM_SIDE, read_portraits
-from tests.conftest import TINY, TINY_FLAGS
+from tests.conftest import TINY
 from tests.test_alignment import photo
 from tools import package_model
 
@@ -390,19 +391,19 @@ def test_further_sheets_of_an_earlier_call_are_removed(tmp_path, drawn_folder):
 
 @pytest.fixture(scope="module")
 def z():
-    """Latent codes of two numbers that go together, and one that hardly moves."""
+    """Latent codes with two correlated dimensions and one of small variance."""
     normal = np.random.default_rng(0).standard_normal((4000, 3)) @ [[0.5, 0.3, 0], [0, 0.4, 0], [0, 0, 0.01]]
     return np.tanh(normal + [0.2, -0.1, 1.0]).astype(np.float32)
 
 
-def test_what_is_drawn_is_distributed_as_what_was_fitted(z):
+def test_samples_have_the_fitted_distribution(z):
     drawn = pretrained.sample_distribution(pretrained.fit_distribution(z), 4000, seed=1)
     assert drawn.dtype == np.float32 and np.abs(drawn).max() < 1
     np.testing.assert_allclose(drawn.mean(axis=0), z.mean(axis=0), atol=0.03)
     np.testing.assert_allclose(np.cov(drawn, rowvar=False), np.cov(z, rowvar=False), atol=0.02)
 
 
-def test_a_seed_draws_the_same_people_whatever_their_number(z):
+def test_samples_depend_on_the_seed_but_not_on_the_count(z):
     fitted = pretrained.fit_distribution(z)
     assert np.array_equal(
         pretrained.sample_distribution(fitted, 3, seed=1), pretrained.sample_distribution(fitted, 10, seed=1)[:3]
@@ -412,21 +413,19 @@ def test_a_seed_draws_the_same_people_whatever_their_number(z):
     )
 
 
-def test_a_code_at_the_edge_is_fitted_too():
+def test_codes_of_1_are_fitted():
     assert np.isfinite(
         pretrained.fit_distribution(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance
     ).all()
 
 
-def test_a_packed_model_carries_the_distribution_of_z(tmp_path, faces):
-    FaceAging(**TINY, save_dir=tmp_path / "run").train(faces, num_epochs=1)
-    package_model.pack(tmp_path / "run", 8, tmp_path / "packed", faces)
-    packed = FaceAging.load(tmp_path / "packed")
-    run = FaceAging.load(tmp_path / "run")
-    assert run.z_distribution is None
-    run.fit_z(faces)
-    np.testing.assert_allclose(packed.z_distribution.mean, run.z_distribution.mean, atol=1e-6)
-    np.testing.assert_allclose(packed.sample(4), run.sample(4), atol=1e-4)
+def test_a_packed_model_has_the_distribution_of_z(run, tmp_path, faces):
+    package_model.pack(run.save_dir, 8, tmp_path, faces)
+    packed, model = FaceAging.load(tmp_path), FaceAging.load(run.save_dir)
+    assert model.z_distribution is None
+    model.fit_z(faces)
+    np.testing.assert_allclose(packed.z_distribution.mean, model.z_distribution.mean, atol=1e-6)
+    np.testing.assert_allclose(packed.sample(4), model.sample(4), atol=1e-4)
 
 
 def test_without_a_distribution_z_is_drawn_from_the_prior():
@@ -434,8 +433,8 @@ def test_without_a_distribution_z_is_drawn_from_the_prior():
     assert z.shape == (500, 50) and z.std() == pytest.approx(1 / np.sqrt(3), rel=0.02)
 
 
-def test_main_draws_people_at_every_age_ten_a_sheet(workplace, monkeypatch, capsys):
-    assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
+def test_main_draws_random_faces_ten_on_a_sheet(run, workplace, monkeypatch, capsys):
+    shutil.copytree(run.save_dir, "save")
     assert main.main(["--is_train=False", "--random=12", "--gender=female"]) == 0
     sheets = {path.name: iio.imread(path) for path in (workplace / "save/test").glob("random*")}
     assert set(sheets) == {"random_as_female.png", "random_as_female_2.png"}
@@ -447,11 +446,11 @@ def test_main_draws_people_at_every_age_ten_a_sheet(workplace, monkeypatch, caps
     monkeypatch.setattr(FaceAging, "sample", lambda *said: drawn.append(said[1:]) or sample(*said))
     assert main.main(["--is_train=False", "--random=1", "--seed=3"]) == 0
     assert drawn == [(1, 3)]  # the seed of the run is another
-    assert "drawn from U(-1, 1)" in capsys.readouterr().out
+    assert "from U(-1, 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", ["0", "-3", "100000", "ten"])
-def test_a_number_of_people_that_cannot_be_drawn_is_refused(number, tmp_path, monkeypatch, capsys):
+def test_a_wrong_number_of_random_faces_is_refused(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main.main(["--is_train=False", f"--random={number}"])
@@ -460,12 +459,12 @@ def test_a_number_of_people_that_cannot_be_drawn_is_refused(number, tmp_path, mo
 
 
 @pytest.mark.parametrize("flag", ["--testdir=x", "--age=8", "--animate=gif", "--align=True"])
-def test_random_people_and_faces_of_ones_own_are_not_taken_together(flag, tmp_path, monkeypatch, capsys):
+def test_random_faces_and_flags_of_photos_are_refused_together(flag, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["--is_train=False", "--random=3", flag]) == 2
     assert flag.partition("=")[0] in capsys.readouterr().err
 
 
-def test_people_are_drawn_from_the_prior_where_the_set_is_too_small_to_fit(faces):
+def test_a_distribution_needs_two_codes():
     with pytest.raises(InputError, match="use two or more"):
         pretrained.fit_distribution(np.zeros([1, 5], np.float32))
