@@ -1,4 +1,4 @@
-"""What computes: the precision, GPUs and several machines; open it where a run is shared out, or a worker is lost."""
+"""Precision, distribution strategy, worker start-up, and the training step on several devices."""
 
 import contextlib
 import functools
@@ -18,11 +18,11 @@ from tensorflow.python.eager import context
 from support.config import LARGEST_SEED
 from support.errors import InputError, exhausted, reason
 
-HEARTBEAT_SECONDS = 60  # a worker that gives no sign of life for so long is given up
-JOIN_SECONDS = 1800  # a worker waits so long for the others to start
-JOIN_FIRST_LINE_SECONDS, JOIN_LINE_SECONDS = 5, 60  # to the first line that says so, and from one to the next
-JOIN_PAUSE, JOIN_PATIENCE = 0.5, 2  # seconds between looks for the others, and for an answer of one of them
-LOST = (  # what collective operations raise, in one worker or another, when the connection to a peer breaks
+HEARTBEAT_SECONDS = 60  # a worker without a heartbeat for this long is considered dead
+JOIN_SECONDS = 1800  # how long a worker waits for the others to start
+JOIN_FIRST_LINE_SECONDS, JOIN_LINE_SECONDS = 5, 60  # to the first line about it, and between further lines
+JOIN_PAUSE, JOIN_PATIENCE = 0.5, 2  # seconds between connection attempts, and their timeout
+LOST = (  # raised by collective operations, in one worker or another, when the connection to a peer breaks
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
@@ -33,7 +33,7 @@ LOST = (  # what collective operations raise, in one worker or another, when the
 
 
 def best_precision() -> tuple[str, str]:
-    """Returns (Keras dtype policy, why): mixed_bfloat16 where this machine computes in bfloat16, else float32."""
+    """Return a Keras dtype policy and the reason: mixed_bfloat16 if this machine computes in bfloat16, else float32."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
@@ -51,38 +51,37 @@ def best_precision() -> tuple[str, str]:
 
 
 def choose_strategy() -> tf.distribute.Strategy:
-    """Returns what shares training out: over the workers of TF_CONFIG or this machine's GPUs, or TensorFlow's default.
+    """Return the strategy for the workers of TF_CONFIG, or for this machine's GPUs, or TensorFlow's default.
 
-    Waits for the other workers, and says for whom. Raises InputError where TF_CONFIG is wrong, where this worker's port
-    is taken, or where another has not come within JOIN_SECONDS.
+    Waits for the other workers and prints which are missing. Raises InputError if TF_CONFIG is invalid, if this
+    worker's port is in use, or if another worker has not started within JOIN_SECONDS.
     """
     if "TF_CONFIG" not in os.environ:
-        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")  # mostly one CPU
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")  # usually one CPU
         return tf.distribute.MirroredStrategy(found) if len(found) > 1 else tf.distribute.get_strategy()
     try:
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         if (resolver.task_type, resolver.task_id) not in _workers(resolver):
-            raise ValueError(f"it has no {resolver.task_type} {resolver.task_id}")
+            raise ValueError(f"no {resolver.task_type} {resolver.task_id}")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"TF_CONFIG is wrong, {error}: it must be such as "
+            f"TF_CONFIG is invalid, {error}: set it like "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
         ) from error
     _await_workers(resolver)
     _lengthen_heartbeat()
     with translate_lost_workers():
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    # TensorFlow's C++ runtime has taken SIGTERM for itself and only notes it; setting Python's handler once more takes
-    # it back
+    # TensorFlow's C++ runtime has replaced the handler of SIGTERM and ignores the signal: set Python's handler again
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
 
 
 def _await_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> None:
-    """Return once all other workers have started; until then tell for whom this one waits.
+    """Return once all other workers have started; until then print which are missing.
 
-    TensorFlow itself waits without a word, and deaf to Ctrl-C and SIGTERM. So each worker first listens at its own
-    port, by which the others know that it is there, and leaves the port to TensorFlow when it has reached all of them.
+    TensorFlow would wait without output and ignore Ctrl-C and SIGTERM. Therefore each worker first listens on its own
+    port, and frees the port for TensorFlow when it has connected to all others.
     """
     address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
     try:
@@ -91,7 +90,7 @@ def _await_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> 
             here.setblocking(False)
             _reach_workers(resolver, here)
     except (OSError, ValueError, OverflowError) as error:
-        raise InputError(f"this worker cannot listen at {address} of TF_CONFIG: {reason(error)}") from error
+        raise InputError(f"this worker cannot listen on {address} of TF_CONFIG: {reason(error)}") from error
 
 
 def _reach_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver, here: socket.socket) -> None:
@@ -99,13 +98,13 @@ def _reach_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver, her
     since, until = (f"{datetime.now() + timedelta(seconds=seconds):%H:%M:%S}" for seconds in (0, JOIN_SECONDS))
     while absent := _absent_workers(resolver):
         with contextlib.suppress(BlockingIOError):
-            while True:  # others that have looked whether this one is here
+            while True:  # connections of other workers
                 here.accept()[0].close()
         waited = time.monotonic() - begun
         if waited > JOIN_SECONDS:
             raise InputError(
-                f"{', '.join(absent)} did not come from {since} to {until}: start the same command there, with its own "
-                "TF_CONFIG, and see that its port can be reached from here"
+                f"{', '.join(absent)} did not start from {since} to {until}: start the same command there, with "
+                "its own TF_CONFIG, and make its port reachable from here"
             )
         if waited >= next_line:
             next_line = waited + JOIN_LINE_SECONDS
@@ -114,7 +113,7 @@ def _reach_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver, her
 
 
 def _absent_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[str]:
-    """Returns those of the other workers at whose port nobody answers, such as "worker 1 (host2:2222)"."""
+    """Return the other workers that accept no connection, such as "worker 1 (host2:2222)"."""
     jobs, absent = resolver.cluster_spec().as_dict(), []
     for job, index in _workers(resolver):
         if (job, index) == (resolver.task_type, resolver.task_id):
@@ -128,7 +127,7 @@ def _absent_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) ->
 
 
 def _lengthen_heartbeat() -> None:
-    # TensorFlow's own 10 s are too few: a busy machine is taken for a dead one. There is no public setting
+    # with TensorFlow's 10 s a busy machine is considered dead; there is no public setting
     server = context.context()
     server.configure_coordination_service = functools.partial(
         server.configure_coordination_service, heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS
@@ -136,7 +135,7 @@ def _lengthen_heartbeat() -> None:
 
 
 def _workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[tuple[str, int]]:
-    """Returns (job, index) of all processes that train together, the chief first."""
+    """Return (job, index) of all processes that train together, the chief first."""
     jobs = resolver.cluster_spec().as_dict()
     return [(job, index) for job in ("chief", "worker") for index in range(len(jobs.get(job, ())))]
 
@@ -154,13 +153,13 @@ def translate_out_of_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def translate_lost_workers() -> Iterator[None]:
-    """Within it what TensorFlow raises when another worker has gone is an InputError."""
+    """Raise InputError within it if the connection to another worker breaks."""
     try:
         yield
     except LOST as error:
         raise InputError(
-            f"another worker has stopped or cannot be reached ({type(error).__name__}): start all of them again with "
-            "the same command, they go on from the last checkpoint"
+            f"another worker has stopped or cannot be reached ({type(error).__name__}): start all workers again with "
+            "the same command, to resume from the last checkpoint"
         ) from error
 
 
@@ -171,10 +170,10 @@ def _set_keras(policy, floatx: str, image_data_format: str) -> None:
 
 
 class Devices:
-    """The devices of all workers as one: who this process is among them, and a step shared out over them.
+    """The devices of all workers, and this process's rank among them.
 
-    `replicas` counts the devices, each of which computes an equal part of a batch; `world_size` counts the processes
-    (workers), `rank` is this one's number among them. Rank 0 is the chief, who alone writes and speaks.
+    `replicas` is the number of devices, each of which computes an equal part of a batch; `world_size` is the number of
+    processes (workers), `rank` this one's index. Only rank 0, the chief, writes files and prints.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
@@ -204,7 +203,7 @@ class Devices:
             _set_keras(*settings)
 
     def seed(self, number: int) -> None:
-        """Seed the global random generators of Python, NumPy and TensorFlow. Raises InputError for what is no seed."""
+        """Seed the global random generators of Python, NumPy and TensorFlow. Raises InputError for other numbers."""
         if not 0 <= number <= LARGEST_SEED:
             raise InputError(f"seed {number} is not within 0-{LARGEST_SEED}")
         keras.utils.set_random_seed(number)
@@ -215,31 +214,30 @@ class Devices:
             print(line, flush=True)
 
     def check(self, size_batch: int, precision: str) -> None:
-        """Raise InputError where the devices cannot share a batch."""
+        """Raise InputError if the batch cannot be divided equally, or the precision not be used, on these devices."""
         if size_batch % self.replicas:
             share = max(1, size_batch // self.replicas)
             raise InputError(
-                f"--batch_size {size_batch} cannot be shared equally by {self.replicas} devices: "
-                f"pass {share * self.replicas} or another multiple of {self.replicas}"
+                f"--batch_size {size_batch} cannot be divided equally among {self.replicas} devices: "
+                f"use {share * self.replicas} or another multiple of {self.replicas}"
             )
         if self.replicas > 1 and precision == "mixed_float16":
-            # Keras checks each replica's gradients for overflow on its own: one would skip the step and the others
-            # take it
-            raise InputError("mixed_float16 trains on one device only: take --precision mixed_bfloat16 or float32")
+            # Keras checks each replica's gradients for overflow separately: only some would skip a step
+            raise InputError("mixed_float16 trains on one device only: use --precision mixed_bfloat16 or float32")
 
     def make_deterministic(self) -> None:
-        """Have TensorFlow compute the same bits each time, in this whole process, where there is no GPU.
+        """Make TensorFlow's operations deterministic for the rest of this process, unless there is a GPU.
 
-        On a CPU this costs nothing to speak of; it cannot be undone.
+        On a CPU the cost is negligible.
         """
         if not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
 
     def run(self, update, batch: tuple, *constants) -> tuple[dict, dict]:
-        """Returns what update(*batch, *constants) returns, (losses, outputs), computed by all devices.
+        """Return update(*batch, *constants), which is (losses, outputs), computed on all devices.
 
-        batch: arrays [N, ...], this worker's part of the batch, of which each of its devices gets an equal part.
-        The losses are means over all devices, the outputs those of this worker's devices.
+        batch: arrays [N, ...], this worker's part of the batch, divided equally among its devices. The losses are means
+        over all devices, the outputs those of this worker's devices.
         """
         if self.replicas == 1:
             return update(*batch, *constants)
@@ -256,14 +254,14 @@ class Devices:
 
     @tf.function
     def sum_of_workers(self, number):
-        """Returns the sum of the workers' numbers, int64, each counted once a device. All workers must ask for it."""
+        """Return the sum of the workers' numbers, int64, each counted once a device. All workers must call it."""
         return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.cast(number, tf.int64)), axis=None)
 
     def check_agreement(self, *facts) -> None:
-        """Raise InputError where the workers differ in these facts."""
+        """Raise InputError if the workers differ in these values."""
         mine = zlib.crc32(repr(facts).encode())
         if self.world_size > 1 and self.sum_of_workers(mine) != mine * self.replicas:
             raise InputError(
-                "the workers differ in the flags, the faces or the checkpoint: give all of them the same command, "
-                "the same data and one --savedir that they share"
+                "the workers differ in the flags, the faces or the checkpoint: use the same command, the same data and "
+                "a shared --savedir for all of them"
             )

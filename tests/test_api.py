@@ -1,5 +1,6 @@
 """Use from Python: Keras' settings and environment, export of the networks, arguments of encode and generate."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from FaceAging import FaceAging
 from support.errors import InputError
+from support.pretrained import INCLUDED_MODELS
 from tests.conftest import ROOT, TINY
 
 SMALL = {**TINY, "size_image": 16}
@@ -104,3 +106,13 @@ def test_transparent_arrays_are_composited_over_white_as_files_are(model):
     transparent[:, :16, :, 3] = 255  # the upper half is opaque black
     white[:, :16] = 0
     np.testing.assert_array_equal(model.encode(transparent), model.encode(white))
+
+
+def test_included_models_are_never_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for loaded in (FaceAging.load(), FaceAging.load(INCLUDED_MODELS["paper"])):
+        assert loaded.save_dir.absolute() == tmp_path / "save"
+    for folder in (INCLUDED_MODELS["aging"], INCLUDED_MODELS["paper"] / "run"):
+        for make in (FaceAging.load, functools.partial(FaceAging, **SMALL)):
+            with pytest.raises(InputError, match="is the folder of an included model, which is read-only"):
+                make(save_dir=folder)
