@@ -151,9 +151,9 @@ def test_a_picture_that_cannot_be_drawn_is_said_once_and_training_goes_on(tmp_pa
     (tmp_path / "samples").touch()
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=2)
-    said = capsys.readouterr().err.splitlines()
-    for name, line in zip(["test/input.png", "samples/01.png", "loss_epoch.png", "demo_train.gif"], said, strict=True):
-        assert line.startswith(f"{tmp_path / name} cannot be drawn, training goes on without it: ")
+    lines = capsys.readouterr().err.splitlines()
+    for name, line in zip(["test/input.png", "samples/01.png", "loss_epoch.png", "demo_train.gif"], lines, strict=True):
+        assert line.startswith(f"{tmp_path / name} cannot be written, training continues without it: ")
     assert same(weights_of(model), weights_of(run))
     assert FaceAging(**TINY, save_dir=tmp_path).load_checkpoint()
 
@@ -162,10 +162,10 @@ def test_a_damaged_sheet_ends_no_training(tmp_path, faces, capsys):
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
     (tmp_path / "test/01.png").write_bytes(b"harmed")
     assert FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2) is None
-    assert capsys.readouterr().err.count("demo_train.gif cannot be drawn") == 1
+    assert capsys.readouterr().err.count("demo_train.gif cannot be written") == 1
 
 
-def test_config_json_says_how_the_run_was_made(run):
+def test_config_json_records_how_the_run_was_made(run):
     config = json.loads((run.save_dir / "config.json").read_text())
     assert config["model"] == run.config
     assert set(config["versions"]) == {"python", "tensorflow", "keras"}
@@ -276,12 +276,12 @@ def test_training_where_another_run_trains_is_refused(tmp_path, faces):
 def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
     train = ["--dataset", "drawn", "--loss_weights", "0.01,0.1,0.001", "--channels", "1"]
     assert main.main([*train, *TINY_FLAGS, "--epoch", "1"]) == 0
-    assert main.main(["--epoch", "2"]) == 0  # neither the data set nor sizes nor weights are said again
+    assert main.main(["--epoch", "2"]) == 0  # neither the data set nor sizes nor weights are repeated
     printed = capsys.readouterr().out
     assert "UTKFace names: 60 faces" in printed and "Resuming at epoch 02 after step 5" in printed
     assert "Epoch 02/02, step 10: L1 0." in printed  # a line an epoch where output is no terminal
     config = json.loads((workplace / "save/config.json").read_text())
-    assert config["training"]["loss_weights"] == [0.01, 0.1, 0.001]
+    assert config["training"]["loss_weights"] == {"G_img": 0.01, "E_z": 0.1, "tv": 0.001}
     assert iio.imread(workplace / "save/samples/02.png").shape == (32, 192)
 
 
@@ -292,7 +292,7 @@ def test_a_refused_training_leaves_the_folder_as_it_was(tmp_path, faces):
         FaceAging(**TINY, save_dir=reference).train(faces, num_epochs=1)
     assert sorted(reference.rglob("*")) == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="there is a file"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         FaceAging(**TINY, save_dir=tmp_path / "file").train(faces, num_epochs=1)
 
 
