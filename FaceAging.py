@@ -128,13 +128,13 @@ class TrainingPlan(NamedTuple):
     def rate(self, epochs: float) -> float:
         """Return the learning rate of E and G after this number of epochs, negative in pre-training."""
         epochs = max(epochs, 0)
-        factor = SCHEDULES[self.schedule](min(1, epochs / self.num_epochs))
+        factor = SCHEDULES[self.schedule](min(1, epochs / max(1, self.num_epochs)))
         return self.learning_rate * self.decay_rate ** (int(epochs) // 2) * factor
 
     def weights(self, epochs: float) -> dict[str, tf.Tensor]:
         """Return the loss weights after this number of epochs; in pre-training all are 0."""
-        position = epochs / self.num_epochs
-        weights = {name: w if position >= TERMS[name].start else 0 for name, w in self.loss_weights.items()}
+        last = max(0, self.num_epochs)
+        weights = {name: w if epochs >= TERMS[name].start * last else 0 for name, w in self.loss_weights.items()}
         return {name: tf.constant(weight, tf.float32) for name, weight in weights.items()}
 
 
