@@ -28,6 +28,14 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with random weights."""
+    folder = tmp_path_factory.mktemp("photo") / "run"
+    FaceAging(**TINY, save_dir=folder).save_checkpoint()
+    return folder
+
+
+@pytest.fixture(scope="module")
 def portrait():
     """A public-domain photo of one person, which matplotlib brings along."""
     path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
@@ -247,19 +255,20 @@ def test_a_film_shows_the_whole_photo_from_young_to_old_and_back(model, tmp_path
         (["--paste=True", "--years=x"], "x is not a number of years"),
     ],
 )
-def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(flags, message, tmp_path, pair, monkeypatch, capsys):
+def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(
+    flags, message, run, tmp_path, pair, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    FaceAging(**TINY, save_dir="run").save_checkpoint()
     pair.save("two.png")
     Image.new("RGB", (300, 200), "grey").save("empty.png")
-    before = sorted(path.name for path in tmp_path.rglob("*"))
+    before = sorted([*tmp_path.rglob("*"), *run.rglob("*")])
     try:
-        status = main.main(["--is_train=False", "--savedir=run", *flags])
+        status = main.main(["--is_train=False", f"--savedir={run}", *flags])
     except SystemExit as error:
         status = error.code
     errors = capsys.readouterr().err
     assert status == 2 and message in errors and errors.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert sorted([*tmp_path.rglob("*"), *run.rglob("*")]) == before
 
 
 def test_main_pastes_a_photo_at_every_bin_unless_ages_are_given(tmp_path, portrait, monkeypatch, capsys):
