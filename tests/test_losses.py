@@ -102,7 +102,7 @@ def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
             faces, num_epochs=12, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
         )
         left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
-    assert left_over[1] > left_over[0] + 0.05
+    assert left_over[1] > left_over[0] + 0.02
 
 
 def test_the_classifier_learns_five_times_as_fast(run):
