@@ -181,8 +181,9 @@ def records_training(config: dict | None) -> bool:
 
 
 def write_config(save_dir: Path, model: dict, training: dict) -> None:
-    """Write config.json when a run begins, in the parts that `read_config` returns; keep one that exists."""
-    if read_config(save_dir):
+    """Write config.json when a run begins, in the parts that `read_config` returns, unless it records a training."""
+    before = read_config(save_dir)
+    if records_training(before) or (before and not training):
         return
     import keras  # slow to import, and imported already wherever a run begins
     import tensorflow as tf

@@ -373,3 +373,9 @@ def add(archive, name, content):
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
+
+
+def test_a_model_saved_before_any_training_is_trained_and_resumed(tmp_path, faces):
+    FaceAging(**TINY, save_dir=tmp_path).save_checkpoint()
+    for epochs in (1, 2):
+        assert FaceAging(**TINY, save_dir=tmp_path).train(faces[:30], num_epochs=epochs) is None
