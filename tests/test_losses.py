@@ -99,10 +99,10 @@ def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
     left_over = []
     for name, weight in (("open", 1e-9), ("hidden", 10.0)):
         FaceAging(**TINY, save_dir=tmp_path / name).train(
-            faces, num_epochs=12, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
+            faces, num_epochs=24, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
         )
         left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
-    assert left_over[1] > left_over[0] + 0.02
+    assert left_over[1] > left_over[0] + 0.05
 
 
 def test_the_classifier_learns_five_times_as_fast(run):
