@@ -9,6 +9,7 @@ import numpy as np
 from support import recognition
 from support.dataset import Face
 from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels, parse_person
+from support.losses import LUMA
 
 SAME_PERSON = 0.6  # dlib's threshold for the distance of two embeddings of one person
 FAR = 0.01  # false accept rate of the stricter threshold
@@ -52,7 +53,6 @@ METRICS = {
     "pasted_detection": "share of faces, aged in place in their photos, that are detected again",
     "pasted_verification": f"share of those faces that are detected within {SAME_PERSON} of the photo",
 }
-GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image: ITU-R 601
 PIXELS = (1, 2, 3)  # the axes of one image in a batch
 Arrays = dict[str, np.ndarray]  # by name, with the faces along the first axis
 
@@ -155,7 +155,7 @@ def sharpness(image: np.ndarray) -> float:
     """Return the variance of the Laplacian of an image, float [H, W, C], converted to grey."""
     from scipy.ndimage import laplace  # importing SciPy is slow
 
-    return float(laplace(image @ GREY if image.shape[-1] == 3 else image[..., 0]).var())
+    return float(laplace(image @ LUMA if image.shape[-1] == 3 else image[..., 0]).var())
 
 
 def reconstruction_errors(faces: np.ndarray, reconstructions: np.ndarray, aged: np.ndarray) -> Arrays:
