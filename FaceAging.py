@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import checkpoints, fast_ops, portraits
+from support import checkpoints, fast_ops, rendering
 from support.batches import (
     PRETRAINING_EPOCHS,
     BatchLoader,
@@ -42,11 +42,11 @@ from support.dataset import Face, TooManyBad, data_digest
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import PASTED_FACES, SAME_PERSON, Evaluator, mean
+from support.figures import IN_A_ROW, animate_training, grid
 from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
-from support.photo import apply_edit, edits, own_labels, pasted_distances, read_photo, read_photos
-from support.pictures import IN_A_ROW, animate_training, grid
+from support.photo_editing import apply_edit, edits, own_labels, pasted_distances, read_photo, read_photos
 from support.pretrained import (
     DEFAULT_MODEL,
     fit_distribution,
@@ -651,7 +651,8 @@ class FaceAging(Hyperparameters):
         """Return the faces of images, uint8 [N, H, W, C], at other ages, uint8 [N, S, S, C]: see `generate`.
 
         With detail, from 0 to 1, they keep that part of the images' own detail and resolution: the central squares,
-        [N, s, s, C], see support.photo.edits. own_ages, own_genders: the labels of the images, by default estimated.
+        [N, s, s, C], see support.photo_editing.edits. own_ages, own_genders: the labels of the images, by default
+        estimated.
         """
         z = self.encode(images)
         aged = self.generate(z, ages, genders)
@@ -725,12 +726,12 @@ class FaceAging(Hyperparameters):
         where. With detail, from 0 to 1, the faces keep that part of their photos' own detail: see `age`. Images that
         cannot be read are reported and skipped. Raises InputError if no face is left.
         """
-        faces = portraits.read_portraits(paths, self.size_image, self.num_input_channels, align, photo)
+        faces = rendering.read_input_faces(paths, self.size_image, self.num_input_channels, align, photo)
         renderer = self._renderer(detail, own_ages, own_genders)
         return renderer.age(faces, gender_numbers(genders), ages, animate)
 
-    def _renderer(self, *detail) -> portraits.Renderer:
-        return portraits.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate, *detail)
+    def _renderer(self, *detail) -> rendering.Renderer:
+        return rendering.Renderer(self.save_dir / "test", self.bins, self.encode, self.generate, *detail)
 
     def age_photos(
         self,
@@ -740,7 +741,7 @@ class FaceAging(Hyperparameters):
         detail: float = 1,
         years: Sequence[float] = (),
         animate: str = "",
-        film_side: int = portraits.PHOTO_FILM_SIDE,
+        film_side: int = rendering.PHOTO_FILM_SIDE,
         align: bool = False,
         faces: Sequence[int] = (),
         own_ages: Sequence[float] = (),
@@ -778,8 +779,8 @@ class FaceAging(Hyperparameters):
         or if a photo does not show exactly one face.
         """
         sizes = self.size_image, self.num_input_channels
-        faces = [portraits.read_portrait(path, *sizes, align) for path in (first, second)]
-        ages, genders = portraits.blend_labels(faces, (first, second), ages, genders)
+        faces = [rendering.read_input_face(path, *sizes, align) for path in (first, second)]
+        ages, genders = rendering.blend_labels(faces, (first, second), ages, genders)
         ends = np.stack([face.image for face in faces])
         share = np.linspace(0, 1, IN_A_ROW, dtype=np.float32)[:, np.newaxis]  # of the second face
         z, gender = ((1 - share) * a + share * b for a, b in (self._z_of(ends), gender_labels(genders)))
@@ -788,4 +789,4 @@ class FaceAging(Hyperparameters):
         if detail:
             renderer = self._renderer(detail, own_ages, own_genders)
             ends, blended = renderer.blend_detail(faces, blended, ages)
-        return portraits.draw_blend(self.save_dir / "test", faces, ends, blended, ages)
+        return rendering.draw_blend(self.save_dir / "test", faces, ends, blended, ages)

@@ -18,9 +18,9 @@ import tensorflow as tf
 from keras import layers
 
 from support import fast_ops
+from support.figures import IN_A_ROW, grid
 from support.images import INFERENCE_BATCH, fit_image, read_image
 from support.losses import STDDEV
-from support.pictures import IN_A_ROW, grid
 
 
 def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "conv2d"):

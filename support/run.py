@@ -22,9 +22,9 @@ from support.checkpoints import FOLDER, check_architecture, remove_leftovers, sa
 from support.config import read_config, records_training, write_config
 from support.devices import Devices, translate_lost_workers, translate_out_of_memory
 from support.errors import InputError, first_names, reason
+from support.figures import plot_losses
 from support.files import atomic_write, locked, remove_temporaries
 from support.images import save_image
-from support.pictures import plot_losses
 from support.terminal import StopSignal, progress
 
 HISTOGRAM_STEPS = 50  # steps between histograms of z and the logits

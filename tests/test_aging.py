@@ -16,7 +16,7 @@ from ops import denormalize, load_image
 from support import alignment, pretrained
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
-from support.portraits import FEW, FILM_SIDE, read_portraits
+from support.rendering import FEW, FILM_SIDE, read_input_faces
 from tests.conftest import TINY
 from tests.test_alignment import photo
 from tools import package_model
@@ -125,7 +125,7 @@ def test_unlabelled_faces_have_no_row_of_their_label(fresh, faces, tmp_path):
     copy = tmp_path / "portrait.jpg"
     copy.write_bytes(Path(faces[0].path).read_bytes())
     fresh.test([copy])
-    with_label, without = read_portraits([faces[0].path, copy], 32, 3, align=False)
+    with_label, without = read_input_faces([faces[0].path, copy], 32, 3, align=False)
     assert with_label.label == (faces[0].age, faces[0].gender) and without.label == ()
     widths = [iio.imread(tmp_path / "test/test_as_male.png").shape[1]]
     fresh.test([faces[0].path])
@@ -174,7 +174,7 @@ def test_pictures_of_every_kind_and_name_are_aged(fresh, faces, tmp_path):
 
 
 def test_pictures_are_read_when_their_turn_comes(fresh, faces, capsys):
-    portraits = read_portraits([faces[0].path, "missing.jpg"], 32, 3, align=False)
+    portraits = read_input_faces([faces[0].path, "missing.jpg"], 32, 3, align=False)
     next(portraits)
     assert "missing.jpg" not in capsys.readouterr().out
     assert list(portraits) == [] and "missing.jpg: no such file" in capsys.readouterr().out

@@ -342,6 +342,6 @@ def test_a_missing_data_set_is_refused_with_instructions(tmp_path, made):
 
 
 def test_importing_does_not_import_tensorflow():
-    modules = "alignment, batches, dataset, errors, files, images, labels, pictures"
+    modules = "alignment, batches, dataset, errors, files, images, labels, figures"
     code = f"import sys; from support import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

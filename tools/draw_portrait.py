@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from FaceAging import FaceAging
-from support.pictures import save_animation, sheet
+from support.figures import save_animation, sheet
 from support.terminal import PROJECT
 
 PHOTO = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")

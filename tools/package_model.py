@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import main
-from support import pictures
+from support import figures
 from support.batches import train_val_split
 from support.config import TRAINING, as_flag, read_config
 from support.dataset import Face, find_dataset, image_names, list_faces
@@ -199,12 +199,12 @@ def draw_pictures() -> None:
     i, bins = LARGE_FACE - 1, model.bins.names
     aged = model.at_every_age(model.encode(images[i : i + 1]), genders[i])
     large, half = np.stack([resized(face, LARGE) for (face,) in aged]), len(bins) // 2
-    parts = [pictures.sheet(large[np.newaxis, part], [""], bins[part]) for part in (slice(half), slice(half, None))]
+    parts = [figures.sheet(large[np.newaxis, part], [""], bins[part]) for part in (slice(half), slice(half, None))]
     save_image(DEMO / "ages.png", np.concatenate(parts))
 
     rebuilt = model.age(images, ages, genders)
     rows = np.stack([images[:10], rebuilt[:10], images[10:20], rebuilt[10:20]])
-    save_image(DEMO / "sample.png", resized(pictures.sheet(rows, ["input", "reconstruction"] * 2), WIDTH))
+    save_image(DEMO / "sample.png", resized(figures.sheet(rows, ["input", "reconstruction"] * 2), WIDTH))
 
     with tempfile.TemporaryDirectory() as folder:
         FaceAging.load(save_dir=folder).test(paths[:10])
@@ -214,18 +214,18 @@ def draw_pictures() -> None:
 
 def draw_training(source: Path) -> None:
     losses = read_losses(source)
-    pictures.plot_losses(DEMO / "loss_epoch.png", *([row[name] for row in losses] for name in ("epoch", "EG_loss")))
+    figures.plot_losses(DEMO / "loss_epoch.png", *([row[name] for row in losses] for name in ("epoch", "EG_loss")))
     model = FaceAging.load(source)
 
     def frame(path: Path) -> np.ndarray:
         grid = np.asarray(Image.open(path))
         height, width = (side * GIF_SIDE // model.size_image for side in grid.shape[:2])
-        rows = pictures.tiles(Image.fromarray(resized(grid, width, height)), GIF_SIDE)
-        return pictures.sheet(rows, model.bins.names, title=f"epoch {path.stem}")
+        rows = figures.tiles(Image.fromarray(resized(grid, width, height)), GIF_SIDE)
+        return figures.sheet(rows, model.bins.names, title=f"epoch {path.stem}")
 
     if paths := sorted((source / "random").glob("*.png")):
-        frames = pictures.Frames(frame, paths + paths[-1:] * 4)  # the last one is shown longer
-        pictures.save_animation(DEMO / "demo_train.gif", frames, frame_seconds=0.4, max_bytes=GIF_BYTES)
+        frames = figures.Frames(frame, paths + paths[-1:] * 4)  # the last one is shown longer
+        figures.save_animation(DEMO / "demo_train.gif", frames, frame_seconds=0.4, max_bytes=GIF_BYTES)
 
 
 STEPS = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import main
 from support.batches import epoch_name, train_val_split
 from support.config import read_config
+from support.figures import grid
 from support.flags import parse_flags
 from support.images import save_image
 from support.labels import FEMALE, MALE
-from support.pictures import grid
 from tools import command, run
 
 with main.silence():

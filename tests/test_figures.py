@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support import pictures
+from support import figures
 from support.files import atomic_write
 from support.images import save_image
 
@@ -36,7 +36,7 @@ def inked(area: np.ndarray) -> bool:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_runs_row_by_row_and_is_white_where_empty(channels):
     images = noise(7, 5, 6, channels)
-    canvas = pictures.grid(images, columns=3)
+    canvas = figures.grid(images, columns=3)
     assert canvas.shape == (15, 18, channels)
     for i, image in enumerate(images):
         assert place(canvas, image) == (i // 3 * 5, i % 3 * 6)
@@ -44,7 +44,7 @@ def test_grid_runs_row_by_row_and_is_white_where_empty(channels):
 
 
 def test_grid_border_is_white_and_between_images_only():
-    canvas = pictures.grid(np.zeros((4, 5, 6, 3), np.uint8), columns=2, border=3)
+    canvas = figures.grid(np.zeros((4, 5, 6, 3), np.uint8), columns=2, border=3)
     assert canvas.shape == (13, 15, 3)
     assert (canvas[5:8] == 255).all()
     assert (canvas[:, 6:9] == 255).all()
@@ -52,13 +52,13 @@ def test_grid_border_is_white_and_between_images_only():
 
 
 def test_grid_of_few_images_is_as_wide_as_they_are():
-    assert pictures.grid(noise(2, 5, 6, 3)).shape == (5, 12, 3)
+    assert figures.grid(noise(2, 5, 6, 3)).shape == (5, 12, 3)
 
 
 @pytest.mark.parametrize("size, count", [(32, 10), (32, 1), (128, 3)])
 def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
     rows = noise(len(AGES), count, size, size, 3)
-    canvas = pictures.sheet(rows, AGES)
+    canvas = figures.sheet(rows, AGES)
     places = np.array([[place(canvas, picture) for picture in row] for row in rows])  # [R, N, 2]
     assert (places[..., 0] == places[:, :1, 0]).all()
     assert (places[..., 1] == places[:1, :, 1]).all()
@@ -70,7 +70,7 @@ def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
 @pytest.mark.parametrize("size", [8, 32, 128, 256])
 def test_row_labels_are_level_with_their_images(size):
     rows = noise(len(AGES), 1, size, size, 3)
-    canvas = pictures.sheet(rows, AGES)
+    canvas = figures.sheet(rows, AGES)
     ends = []
     for row in rows:
         top, left = place(canvas, row[0])
@@ -87,21 +87,21 @@ def test_row_labels_are_level_with_their_images(size):
 
 def test_row_labels_are_beside_their_rows():
     rows = np.full((3, 1, 64, 64, 3), 99, np.uint8)
-    canvas = pictures.sheet(rows, ["", "11-15", ""])
+    canvas = figures.sheet(rows, ["", "11-15", ""])
     inked_lines = np.nonzero((canvas < 50).any(axis=(1, 2)))[0]
     assert abs(inked_lines.mean() - len(canvas) / 2) < 4
 
 
 def test_labels_of_tiny_images_do_not_overlap():
-    canvas = pictures.sheet(np.full((5, 1, 4, 4, 3), 200, np.uint8), ["Mg"] * 5)
+    canvas = figures.sheet(np.full((5, 1, 4, 4, 3), 200, np.uint8), ["Mg"] * 5)
     inked_lines = (canvas < 128).any(axis=(1, 2))
     assert (np.diff(inked_lines.astype(int)) == 1).sum() == 5
 
 
 def test_title_and_column_labels_are_above():
     rows = noise(2, 3, 64, 64, 3)
-    plain = pictures.sheet(rows, ["a", "b"])
-    labelled = pictures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
+    plain = figures.sheet(rows, ["a", "b"])
+    labelled = figures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
     top, left = place(labelled, rows[0, 0])
     assert np.array_equal(plain[place(plain, rows[0, 0])[0] :], labelled[top:])
     for column in range(3):
@@ -112,26 +112,26 @@ def test_title_and_column_labels_are_above():
 
 def test_long_column_labels_stay_within_their_columns():
     rows = np.full((1, 2, 64, 64, 3), 99, np.uint8)
-    canvas = pictures.sheet(rows, [""], ["26_1_2_20170116184024662.jpg.chip.jpg", ""])
+    canvas = figures.sheet(rows, [""], ["26_1_2_20170116184024662.jpg.chip.jpg", ""])
     columns = np.nonzero((canvas < 50).any(axis=(0, 2)))[0]
     assert columns.max() < canvas.shape[1] / 2
 
 
 def test_a_title_wider_than_the_images_is_not_truncated():
     rows = np.full((1, 1, 32, 32, 3), 255, np.uint8)
-    canvas = pictures.sheet(rows, [""], title="A long title above a single small face")
+    canvas = figures.sheet(rows, [""], title="A long title above a single small face")
     assert (canvas[:, -2:] == 255).all()
     assert canvas.shape[1] > 200
 
 
 def test_sheet_size_does_not_depend_on_column_labels():
-    shapes = {pictures.sheet(noise(1, 1, 32, 32, 3), [""], [f"{age} years"]).shape for age in (0, 8, 88, 100)}
+    shapes = {figures.sheet(noise(1, 1, 32, 32, 3), [""], [f"{age} years"]).shape for age in (0, 8, 88, 100)}
     assert len(shapes) == 1
 
 
 def test_grey_images_make_an_rgb_sheet():
     rows = noise(2, 2, 32, 32, 1)
-    canvas = pictures.sheet(rows, ["a", "b"])
+    canvas = figures.sheet(rows, ["a", "b"])
     assert canvas.shape[-1] == 3
     place(canvas, rows[1, 0].repeat(3, axis=-1))
 
@@ -139,7 +139,7 @@ def test_grey_images_make_an_rgb_sheet():
 @pytest.mark.parametrize("labels", [(["a"], None), (["a", "b", "c"], None), (["a", "b"], ["one"])])
 def test_a_wrong_number_of_labels_is_refused(labels):
     with pytest.raises(ValueError):
-        pictures.sheet(noise(2, 2, 32, 32, 3), *labels)
+        figures.sheet(noise(2, 2, 32, 32, 3), *labels)
 
 
 def test_written_file_replaces_the_earlier_one(tmp_path):
@@ -195,7 +195,7 @@ def fading(count: int, size: int, channels: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_gif_has_every_frame_its_duration_and_loops(tmp_path, channels):
     path = tmp_path / "a.gif"
-    pictures.save_animation(path, list(fading(12, 32, channels)), 0.08)
+    figures.save_animation(path, list(fading(12, 32, channels)), 0.08)
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (12, (32, 32), 80, 0)
 
@@ -203,7 +203,7 @@ def test_a_gif_has_every_frame_its_duration_and_loops(tmp_path, channels):
 def test_a_gif_keeps_colours_and_order(tmp_path):
     colors = [(250, 20, 30), (20, 240, 40), (30, 20, 230), (255, 255, 255), (128, 120, 110)]
     frames = [np.full((32, 32, 3), color, np.uint8) for color in colors]
-    pictures.save_animation(tmp_path / "a.gif", frames, 0.1)
+    figures.save_animation(tmp_path / "a.gif", frames, 0.1)
     with Image.open(tmp_path / "a.gif") as gif:
         for i, color in enumerate(colors):
             gif.seek(i)
@@ -212,13 +212,13 @@ def test_a_gif_keeps_colours_and_order(tmp_path):
 
 def test_a_gif_fits_its_limit_and_is_unchanged_if_it_already_does(tmp_path):
     frames = fading(10, 96)
-    pictures.save_animation(tmp_path / "free.gif", frames, 0.1)
+    figures.save_animation(tmp_path / "free.gif", frames, 0.1)
     free = (tmp_path / "free.gif").stat().st_size
-    pictures.save_animation(tmp_path / "same.gif", frames, 0.1, max_bytes=free)
+    figures.save_animation(tmp_path / "same.gif", frames, 0.1, max_bytes=free)
     assert (tmp_path / "same.gif").read_bytes() == (tmp_path / "free.gif").read_bytes()
     sizes = []
     for limit in (free * 9 // 10, free // 4):
-        pictures.save_animation(tmp_path / "small.gif", frames, 0.1, max_bytes=limit)
+        figures.save_animation(tmp_path / "small.gif", frames, 0.1, max_bytes=limit)
         assert limit / 3 < (tmp_path / "small.gif").stat().st_size <= limit
         with Image.open(tmp_path / "small.gif") as gif:
             assert gif.n_frames == 10
@@ -231,21 +231,21 @@ def test_a_limit_that_no_gif_meets_is_an_error(tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"earlier")
     with pytest.raises(ValueError, match="do not fit"):
-        pictures.save_animation(path, fading(10, 64), 0.1, max_bytes=100)
+        figures.save_animation(path, fading(10, 64), 0.1, max_bytes=100)
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_animation_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="gif.*mp4"):
-        pictures.save_animation(tmp_path / "a.png", fading(2, 32), 0.1)
+        figures.save_animation(tmp_path / "a.png", fading(2, 32), 0.1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ffmpeg_an_mp4_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r"pip install imageio\[ffmpeg\]"):
-        pictures.save_animation(tmp_path / "a.mp4", fading(2, 32), 0.1)
+        figures.save_animation(tmp_path / "a.mp4", fading(2, 32), 0.1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,14 +253,14 @@ def test_an_mp4_of_odd_sides_has_every_frame(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v3 as iio
 
-    pictures.save_animation(tmp_path / "a.mp4", fading(12, 65), 0.1)
+    figures.save_animation(tmp_path / "a.mp4", fading(12, 65), 0.1)
     assert iio.imread(tmp_path / "a.mp4", plugin="FFMPEG").shape == (12, 66, 66, 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 100, 101, 1000])
 def test_a_loss_curve_of_any_length_is_drawn(tmp_path, count):
     losses = 0.15 + 0.3 * np.exp(-np.arange(count) / 100)
-    pictures.plot_losses(tmp_path / "loss_epoch.png", (1 + np.arange(count)) / 230, losses)
+    figures.plot_losses(tmp_path / "loss_epoch.png", (1 + np.arange(count)) / 230, losses)
     with Image.open(tmp_path / "loss_epoch.png") as picture:
         blue = np.asarray(picture.convert("RGB")).astype(int)
     # below the legend, which has the curve's colour
@@ -272,7 +272,7 @@ def test_the_filtered_curve_has_no_noise_and_no_delay():
     count = 2000
     trend = 0.15 + 0.3 / (1 + np.exp((np.arange(count) - count / 2) / 60))
     noisy = trend + np.random.default_rng(0).normal(0, 0.02, count)
-    smooth = pictures.low_pass(noisy)
+    smooth = figures.low_pass(noisy)
     assert np.abs(smooth - trend).std() < 0.006
     # half way down at the very step where the loss is
     assert abs(np.argmax(smooth < 0.3) - count / 2) < 15
@@ -286,10 +286,10 @@ def test_the_film_of_a_long_training_has_bounded_memory_and_frames(tmp_path):
         rows = np.random.default_rng(seed).integers(0, 256, (1 if name == "input" else 10, side, 10 * side, 3))
         save_image(tmp_path / f"test/{name}.png", np.concatenate(rows.astype(np.uint8)))
     tracemalloc.start()
-    pictures.animate_training(tmp_path / "demo_train.gif", names, side, bins)
+    figures.animate_training(tmp_path / "demo_train.gif", names, side, bins)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     with Image.open(tmp_path / "demo_train.gif") as gif:
-        assert gif.n_frames == pictures.GIF_FRAMES
+        assert gif.n_frames == figures.GIF_FRAMES
         frame = gif.width * gif.height * 3
     assert peak < 100 * frame  # 200 frames at once took 800 * frame

@@ -13,9 +13,9 @@ import main
 from FaceAging import FaceAging
 from support.alignment import find_faces
 from support.errors import InputError
-from support.photo import FEATHER, Photo, apply_edit, edits, feathered, own_label, own_labels, read_photo
-from support.pictures import FRAME_COLOR, framed
-from support.portraits import read_portrait
+from support.figures import FRAME_COLOR, framed
+from support.photo_editing import FEATHER, Photo, apply_edit, edits, feathered, own_label, own_labels, read_photo
+from support.rendering import read_input_face
 from tests.conftest import TINY
 from tests.test_images import display_p3
 
@@ -292,7 +292,7 @@ def test_a_pasted_face_is_found_again_where_it_was(model, portrait):
 
 def test_a_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
     paths = [Path(f"demo/faces/{name}.png").resolve() for name in ("01_1F25", "02_1M78")]
-    faces, ages, genders = [read_portrait(path, 32, 3, align=False) for path in paths], (25, 78), (1, 0)
+    faces, ages, genders = [read_input_face(path, 32, 3, align=False) for path in paths], (25, 78), (1, 0)
     first, last = model.generate(model.encode(np.stack([face.image for face in faces])), ages, genders)
     ends, blended = model._renderer(1).blend_detail(faces, np.stack([[first, last]] * 2), ages)
     assert ends.shape == (2, 128, 128, 3) and blended.shape == (2, 2, 128, 128, 3)

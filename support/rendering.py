@@ -1,4 +1,4 @@
-"""Reading people's photos, and the sheets, images, films and blends of their faces at other ages."""
+"""Reading the faces of photos, and rendering sheets, images, films and blends of them at other ages."""
 
 import dataclasses
 import itertools
@@ -14,11 +14,20 @@ from tqdm import tqdm
 
 from support.alignment import LARGEST_CROP, find_faces, looks_aligned
 from support.errors import InputError, printable
+from support.figures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
 from support.files import NAME_BYTES, output_name, shortened, unused
 from support.images import BadImage, fit_image, read_image, save_image, to_image
 from support.labels import GENDER_NAMES, AgeBins, gender_numbers
-from support.photo import Photo, apply_edit, edits, own_label, own_labels, relative_ages, report_faces, save_photos
-from support.pictures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
+from support.photo_editing import (
+    Photo,
+    apply_edit,
+    edits,
+    own_label,
+    own_labels,
+    relative_ages,
+    report_faces,
+    save_photos,
+)
 from support.terminal import progress
 
 FEW = 3  # faces: a sheet of at most so many has a row for each face, any other a column
@@ -31,7 +40,7 @@ DETAIL_SIDE = 256  # the largest side in pixels of a face with detail on a sheet
 OVERVIEW_SIDE = 640  # pixels
 
 
-class Portrait(NamedTuple):
+class InputFace(NamedTuple):
     """A face to age."""
 
     name: str  # what its images are called
@@ -41,9 +50,9 @@ class Portrait(NamedTuple):
     photo: Image.Image | None  # the photo, square, with a frame where the face was found, if it is to be shown
 
 
-def read_portraits(
+def read_input_faces(
     paths: Sequence[str | Path], size_image: int, channels: int, align: bool, photo: bool = False
-) -> Iterator[Portrait]:
+) -> Iterator[InputFace]:
     """Yield the faces of photos, each read when its turn comes: with align every face of a photo, else its middle.
 
     A photo that cannot be read, or shows no face, is named and left out; with align, the number of faces is printed
@@ -70,7 +79,7 @@ def read_portraits(
                 doubtful.append(printable(str(path)))
             crop = fit_image(face, min(LARGEST_CROP, *face.size), 3)
             shown = framed(image, frames, max(size_image, DETAIL_SIDE)) if photo else None
-            yield Portrait(unused(output_name(path), names), fitted, crop, own_label(path), shown)
+            yield InputFace(unused(output_name(path), names), fitted, crop, own_label(path), shown)
     if not names:
         where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
         raise InputError(f"no face to age in {where}")
@@ -82,9 +91,9 @@ def read_portraits(
         )
 
 
-def read_portrait(path: str | Path, size_image: int, channels: int, align: bool) -> Portrait:
-    """Return the one face of a photo: see `read_portraits`. Raises InputError where it shows none or several."""
-    faces = list(read_portraits([path], size_image, channels, align))
+def read_input_face(path: str | Path, size_image: int, channels: int, align: bool) -> InputFace:
+    """Return the one face of a photo: see `read_input_faces`. Raises InputError where it shows none or several."""
+    faces = list(read_input_faces([path], size_image, channels, align))
     if len(faces) > 1:
         raise InputError(f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}")
     return faces[0]
@@ -106,7 +115,7 @@ def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) 
 class Row(NamedTuple):
     """Faces beside each other on a sheet, or one face."""
 
-    portraits: list[Portrait]
+    faces: list[InputFace]
     z: np.ndarray  # [N, Z]
     own: np.ndarray | None  # the faces generated at their own labels, uint8 [N, S, S, C], if detail is kept
     ages: list[float]  # their own ages in years, likewise
@@ -125,12 +134,12 @@ class Renderer:
     own_ages: Sequence[float] = ()  # of faces whose file name has no labels: one for all, or one for each of a photo
     own_genders: Sequence[int] = ()
 
-    def age(self, faces: Iterator[Portrait], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
-        """Draw portraits at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
+    def age(self, faces: Iterator[InputFace], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
+        """Draw faces at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
         count, faces = 0, iter(faces)
         # a face at a time where each has images of its own, so that the progress bar moves
-        while portraits := list(itertools.islice(faces, 1 if ages or animate else IN_A_ROW)):
-            row = self._row(portraits)
+        while some := list(itertools.islice(faces, 1 if ages or animate else IN_A_ROW)):
+            row = self._row(some)
             for gender in genders:
                 if ages:
                     self._draw_ages(row, ages, gender)
@@ -138,7 +147,7 @@ class Renderer:
                     self._draw_film(row, gender, animate)
                 if not ages and not animate:
                     self._draw_sheet(count, row, gender)
-            count += len(portraits)
+            count += len(some)
         if not ages and not animate:
             remove_further(self.folder, "test", genders, count)
         return count
@@ -152,19 +161,19 @@ class Renderer:
                 self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(some))
         remove_further(self.folder, "random", genders, len(z))
 
-    def _row(self, portraits: list[Portrait]) -> Row:
-        images = np.stack([portrait.image for portrait in portraits])
+    def _row(self, faces: list[InputFace]) -> Row:
+        images = np.stack([face.image for face in faces])
         z = self.encode(images)
         if not self.detail:
-            return Row(portraits, z, None, [], [""] * len(z))
-        known = [portrait.label for portrait in portraits]
-        names = [portrait.name for portrait in portraits]
+            return Row(faces, z, None, [], [""] * len(z))
+        known = [face.label for face in faces]
+        names = [face.name for face in faces]
         *own, estimated = own_labels(images, known, self.own_ages, self.own_genders, names)
         labels = [
             f"{'about ' * unsure}{age:.0f}, {GENDER_NAMES[gender]}"
             for age, gender, unsure in zip(*own, estimated, strict=True)
         ]
-        return Row(portraits, z, self.generate(z, *own), own[0], labels)
+        return Row(faces, z, self.generate(z, *own), own[0], labels)
 
     def _age(self, row: Row, ages: Sequence[float], gender: int, side: int | None = None) -> np.ndarray:
         """Return a row at some ages in years: uint8 [ages, N, side, side, C], without detail [ages, N, S, S, C]."""
@@ -178,20 +187,20 @@ class Renderer:
 
     def _with_detail(self, row: Row, crops: list[np.ndarray], aged: np.ndarray, age: float) -> list[np.ndarray]:
         """Return a row's crops at an age in years: aged are the generated faces, uint8 [N or 1, S, S, C]."""
-        images = np.stack([portrait.image for portrait in row.portraits])
+        images = np.stack([face.image for face in row.faces])
         return list(map(apply_edit, crops, edits(images, row.own, aged, row.ages, age, self.detail)))
 
     def _side(self, row: Row) -> int:
         """Return the side in pixels of a row's faces on a sheet or in a film."""
-        detailed = min(DETAIL_SIDE, max(len(one.crop) for one in row.portraits)) if self.detail else 0
-        return max(detailed, len(row.portraits[0].image))
+        detailed = min(DETAIL_SIDE, max(len(face.crop) for face in row.faces)) if self.detail else 0
+        return max(detailed, len(row.faces[0].image))
 
     def _crops(self, row: Row, side: int | None) -> list[np.ndarray]:
         """Return the faces at the size that they are drawn at, uint8 [side, side, C]; None: their own."""
         if row.own is None:
-            return [portrait.image for portrait in row.portraits]
+            return [face.image for face in row.faces]
         channels = row.own.shape[-1]
-        return [fit_image(Image.fromarray(one.crop), side or len(one.crop), channels) for one in row.portraits]
+        return [fit_image(Image.fromarray(face.crop), side or len(face.crop), channels) for face in row.faces]
 
     def age_photos(
         self,
@@ -233,7 +242,7 @@ class Renderer:
         return count
 
     def blend_detail(
-        self, faces: list[Portrait], blended: Sequence[np.ndarray], ages: Sequence[float]
+        self, faces: list[InputFace], blended: Sequence[np.ndarray], ages: Sequence[float]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the two faces of a blend, uint8 [2, s, s, C], and the blend with their detail, [2, N, s, s, C].
 
@@ -254,13 +263,13 @@ class Renderer:
         images = np.stack(self._crops(row, side))
         rows, names = [images], ["input"]
         channels = images.shape[-1]
-        if row.portraits[0].photo is not None:
-            rows.insert(0, np.stack([fit_image(one.photo, side, channels) for one in row.portraits]))
+        if row.faces[0].photo is not None:
+            rows.insert(0, np.stack([fit_image(face.photo, side, channels) for face in row.faces]))
             names.insert(0, "photo")
-        labelled = [i for i, portrait in enumerate(row.portraits) if portrait.label]
+        labelled = [i for i, face in enumerate(row.faces) if face.label]
         if labelled:
             # what the network keeps of a person: the reconstruction at the labels of the file's name
-            ages, genders = zip(*(row.portraits[i].label for i in labelled), strict=True)
+            ages, genders = zip(*(row.faces[i].label for i in labelled), strict=True)
             centres = np.array(self.bins.centres)[self.bins.index(ages)]
             rebuilt = self.generate(row.z[labelled], centres, genders)
             rows.append(np.full_like(images, 255))
@@ -284,14 +293,14 @@ class Renderer:
     def _draw_ages(self, row: Row, ages: Sequence[float], gender: int) -> None:
         """Write a face at each of some ages in years as an image of its own."""
         for age, (image,) in zip(ages, self._age(row, ages, gender), strict=True):
-            save_image(self.folder / f"{row.portraits[0].name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
+            save_image(self.folder / f"{row.faces[0].name}_{age:g}_{GENDER_NAMES[gender]}.png", image)
 
     def _draw_film(self, row: Row, gender: int, suffix: str) -> None:
         """Draw a film of a face from young to old and back, with its age above, beside its photo if it is shown."""
-        portrait, ages = row.portraits[0], self._film_ages()
+        face, ages = row.faces[0], self._film_ages()
         side = self._side(row)
         images = self._age(row, ages, gender, side)[:, 0]
-        beside = [] if portrait.photo is None else [fit_image(portrait.photo, side, images.shape[-1])]
+        beside = [] if face.photo is None else [fit_image(face.photo, side, images.shape[-1])]
         scale = int(np.ceil(FILM_SIDE / side))
         frames = [
             sheet(
@@ -301,7 +310,7 @@ class Renderer:
             )
             for age, image in zip(ages, images, strict=True)
         ]
-        path = self.folder / f"{portrait.name}_{GENDER_NAMES[gender]}.{suffix}"
+        path = self.folder / f"{face.name}_{GENDER_NAMES[gender]}.{suffix}"
         save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=FILM_BYTES)
 
     def _film_ages(self) -> np.ndarray:
@@ -310,7 +319,7 @@ class Renderer:
 
 
 def blend_labels(
-    faces: Sequence[Portrait], paths: Sequence, ages: Sequence[float], genders: Sequence[int]
+    faces: Sequence[InputFace], paths: Sequence, ages: Sequence[float], genders: Sequence[int]
 ) -> tuple[Sequence[float], Sequence[int]]:
     """Return the (ages, genders) of the two faces of a blend: those requested, else those of the files' names.
 
@@ -330,7 +339,7 @@ def blend_labels(
 
 
 def draw_blend(
-    folder: Path, faces: Sequence[Portrait], ends: np.ndarray, blended: np.ndarray, ages: Sequence[float]
+    folder: Path, faces: Sequence[InputFace], ends: np.ndarray, blended: np.ndarray, ages: Sequence[float]
 ) -> Path:
     """Draw a blend of two faces, images uint8 [2, S, S, C]: a row, uint8 [N, S, S, C], for each of the two ages."""
     first, second = (shortened(face.name, NAME_BYTES // 2) for face in faces)
