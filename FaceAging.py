@@ -42,7 +42,7 @@ from support.dataset import Face, TooManyBad, data_digest
 from support.devices import Devices
 from support.errors import InputError, printable
 from support.evaluation import PASTED_FACES, SAME_PERSON, Evaluator, mean
-from support.figures import IN_A_ROW, animate_training, grid
+from support.figures import GRID_COLUMNS, animate_training, grid
 from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
@@ -396,7 +396,7 @@ class FaceAging(Hyperparameters):
 
     def _train_epochs(self, run: Run, batches: BatchLoader, held_out, plan: TrainingPlan, on_epoch_end) -> None:
         """Train from the current position until plan.num_epochs epochs are done or run.stop_signal is set."""
-        run.draw("test/input.png", save_image, grid(held_out[0][:IN_A_ROW]))
+        run.draw("test/input.png", save_image, grid(held_out[0][:GRID_COLUMNS]))
         for epoch in range(int(self.epoch), plan.num_epochs + 1):
             if not self._train_epoch(run, batches, epoch, plan):
                 return
@@ -486,7 +486,7 @@ class FaceAging(Hyperparameters):
         """Reconstruct the held-out faces and age the first row of them; return both grids and the mean L1."""
         z = self._z_of(images)
         samples = self._images_of(z, ages, genders)
-        row = slice(IN_A_ROW)
+        row = slice(GRID_COLUMNS)
         aged = self._at_every_age(z[row], genders[row])
         sheets = {"samples": ops.batch_grid(samples), "test": ops.batch_grid(np.concatenate(aged), aged.shape[1])}
         return sheets, float(np.abs(ops.normalize(images) - samples).mean())
@@ -516,7 +516,7 @@ class FaceAging(Hyperparameters):
         folder = Path(path or self.save_dir)
         checkpoints.check_architecture(folder, self.config)
         for name in AUXILIARY_NETWORKS:
-            if not networks_only and checkpoints.holds_network(folder, name):
+            if not networks_only and checkpoints.has_network(folder, name):
                 self.add_network(name)
         self.optimizer = self.optimizer or read_config(folder).get("training", {}).get("optimizer")
         return self.checkpoints.restore_latest(folder, None if networks_only else self.optimizers)
@@ -782,7 +782,7 @@ class FaceAging(Hyperparameters):
         faces = [rendering.read_input_face(path, *sizes, align) for path in (first, second)]
         ages, genders = rendering.blend_labels(faces, (first, second), ages, genders)
         ends = np.stack([face.image for face in faces])
-        share = np.linspace(0, 1, IN_A_ROW, dtype=np.float32)[:, np.newaxis]  # of the second face
+        share = np.linspace(0, 1, GRID_COLUMNS, dtype=np.float32)[:, np.newaxis]  # of the second face
         z, gender = ((1 - share) * a + share * b for a, b in (self._z_of(ends), gender_labels(genders)))
         labels = self.bins.interpolated(ages).repeat(len(z), axis=0).reshape(2, len(z), -1)
         blended = [ops.denormalize(self._images_of(z, label, gender)).numpy() for label in labels]

@@ -5,16 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from support.alignment import align_dataset, aligned_name, doubt_alignment, photos_name
-from support.batches import choose_measured, train_val_split
-from support.config import MODEL, TRAINING, check_sizes, read_config, restore_flags
+from support.alignment import align_dataset, aligned_name, alignment_warning, photos_name
+from support.batches import choose_evaluation_faces, train_val_split
+from support.config import MODEL_FLAGS, TRAINING_FLAGS, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, exhausted, printable
 from support.files import output_name, writable, write_json
-from support.flags import AGING, DEMO_FACES, GENDERS, check_aging, parse_flags
+from support.flags import AGING_FLAGS, DEMO_FACES, GENDER_CHOICES, check_aging, parse_flags
 from support.labels import AgeBins
 from support.pretrained import included_model, included_name
-from support.terminal import PROJECT, check_threads, from_here, make_streams_safe, python, quiet, silence
+from support.terminal import PROJECT, check_threads, make_streams_safe, python_command, quiet, relative_path, silence
 
 FITTED_FACES = 2000  # faces that the distribution of z is fitted to
 
@@ -55,10 +55,10 @@ def build(flags: argparse.Namespace, listing: Listing):
         flags.precision, reason = best_precision()
         log(f"Precision {flags.precision}: {reason}")
     log(describe(listing, AgeBins(flags.age_bounds)))
-    if devices.is_chief and (doubt := doubt_alignment(listing.faces)):
+    if devices.is_chief and (doubt := alignment_warning(listing.faces)):
         print(doubt, file=sys.stderr)
     return FaceAging(
-        **{name: getattr(flags, flag) for flag, name in MODEL.items()},
+        **{name: getattr(flags, flag) for flag, name in MODEL_FLAGS.items()},
         num_categories=len(flags.age_bounds) + 1,
         save_dir=flags.savedir,
         strategy=strategy,
@@ -79,7 +79,7 @@ def fit(model, faces: list[Face], flags: argparse.Namespace, on_epoch_end=None) 
         balance=flags.balance,
         flip=flags.flip,
         cache=flags.cache,
-        notes={flag: getattr(flags, flag) for flag in TRAINING},
+        notes={flag: getattr(flags, flag) for flag in TRAINING_FLAGS},
         on_epoch_end=on_epoch_end,
     )
 
@@ -96,7 +96,7 @@ def train(flags: argparse.Namespace, explicit: set[str]) -> int:
     where = () if flags.savedir == Path("save") else ("--savedir", flags.savedir)
     log(
         f"Done! The run is in {printable(str(flags.savedir))}. To age the demo faces with it, or your own with "
-        f"--testdir DIR:\n{python(from_here(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
+        f"--testdir DIR:\n{python_command(relative_path(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
     )
     return 0
 
@@ -111,12 +111,12 @@ def load(flags: argparse.Namespace, explicit: set[str]):
     check_threads()
     with silence():
         from FaceAging import FaceAging
-        from support.checkpoints import holds_model
+        from support.checkpoints import has_model
 
     print("Testing Mode")
     print("Loading pre-trained model ...", flush=True)
     folder = flags.savedir
-    if "pretrained" in explicit or not holds_model(folder):
+    if "pretrained" in explicit or not has_model(folder):
         if "pretrained" not in explicit:
             print(f"{printable(str(folder))} has no trained model: using the included one")
         folder = included_model(flags.pretrained)
@@ -145,7 +145,7 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         training, faces, _ = train_val_split(listed, flags.seed, config)
         others = sorted(training)
     name = config.get("training", {}).get("init_model") or included_name(source)
-    faces, notes = choose_measured(faces, others, name)
+    faces, notes = choose_evaluation_faces(faces, others, name)
     metrics = model.evaluate(faces, others=others or faces, detail=flags.detail)
     metrics = {"folder": str(folder), **notes, **metrics}
     from support.evaluation import report
@@ -161,16 +161,16 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
     check_aging(flags)
     if flags.random:
         return draw_random(flags, explicit)
-    paths = flags.blend or find_images(flags.testdir or [str(from_here(DEMO_FACES))])
+    paths = flags.blend or find_images(flags.testdir or [str(relative_path(DEMO_FACES))])
     model, _ = load(flags, explicit)
     detail = {"detail": flags.detail, "own_ages": flags.own_age or (), "own_genders": flags.own_gender or ()}
     if flags.paste:
         return paste(flags, explicit, model, paths, detail)
     if flags.blend:
-        genders = () if flags.gender == "both" else GENDERS[flags.gender] * 2
+        genders = () if flags.gender == "both" else GENDER_CHOICES[flags.gender] * 2
         drawn = [model.blend(*paths, flags.age or (), genders, flags.align, **detail)]
     else:
-        chosen = GENDERS[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo
+        chosen = GENDER_CHOICES[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo
         aged = model.test(paths, *chosen, **detail)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
@@ -187,7 +187,7 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
 
 def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path], detail: dict) -> int:
     """Write photos with their faces aged in place, by default at the centre of every age bin."""
-    genders = GENDERS[flags.gender] if "gender" in explicit else ()
+    genders = GENDER_CHOICES[flags.gender] if "gender" in explicit else ()
     if "detail" not in explicit:
         detail["detail"] = 1.0
     detail |= {"years": flags.years or (), "animate": flags.animate, "align": flags.align}
@@ -205,7 +205,7 @@ def draw_random(flags: argparse.Namespace, explicit: set[str]) -> int:
     model, source = load(flags, explicit - {"seed"})
     if not model.z_distribution:
         fit_z(model, source, flags)
-    model.draw_random(flags.random, GENDERS[flags.gender], seed)
+    model.draw_random(flags.random, GENDER_CHOICES[flags.gender], seed)
     print(f"Done! Results are saved as {printable(str(model.save_dir / 'test' / 'random_as_xxx.png'))}")
     return 0
 
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     flags, explicit = parse_flags(argv)
     quiet()
     try:
-        aging = explicit & AGING
+        aging = explicit & AGING_FLAGS
         if flags.evaluate is not None and aging:
             raise InputError(f"--{min(aging)} is for aging faces: omit it, or --evaluate")
         if flags.evaluate is None and flags.is_train and (aging := aging | explicit & {"detail"}):

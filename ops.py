@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras import layers
 
 from support import fast_ops
-from support.figures import IN_A_ROW, grid
+from support.figures import GRID_COLUMNS, grid
 from support.images import INFERENCE_BATCH, fit_image, read_image
 from support.losses import STDDEV
 
@@ -105,7 +105,7 @@ def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:
     return fit_image(read_image(path), size_image, channels)
 
 
-def batch_grid(images, columns: int = IN_A_ROW) -> np.ndarray:
+def batch_grid(images, columns: int = GRID_COLUMNS) -> np.ndarray:
     """Return images, float [N, S, S, C] in [-1, 1], row by row as one grid without gaps: uint8 [H, W, C]."""
     return grid(denormalize(images).numpy(), columns)
 

@@ -21,7 +21,7 @@ def _set(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-_of_the_user = {name: os.environ.get(name) for name in _PINNED}
+_user_environment = {name: os.environ.get(name) for name in _PINNED}
 _set(_PINNED)
 # TensorFlow disables oneDNN on CPUs without AVX-512 extensions: there a step would take 1.8 times as long
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -36,10 +36,10 @@ def restore_environment() -> None:
     """
     from keras.src.backend import config
 
-    _set(_of_the_user)
+    _set(_user_environment)
     if config.keras_home() == os.devnull:
         home = os.path.expanduser("~")  # noqa: PTH111, as Keras does, which also works without a home folder
         default = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")  # noqa: PTH118
-        config._KERAS_DIR = _of_the_user["KERAS_HOME"] or default
+        config._KERAS_DIR = _user_environment["KERAS_HOME"] or default
         with contextlib.suppress(OSError):  # a folder that does not exist would not be used
             os.makedirs(config._KERAS_DIR, exist_ok=True)  # noqa: PTH103

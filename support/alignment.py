@@ -16,29 +16,29 @@ from support.dataset import Face, exclusive, image_names, list_faces
 from support.errors import InputError, first_names
 from support.files import atomic_write
 from support.images import BadImage, fit_image, read_image
-from support.labels import COLUMNS, GENDER_NAMES, TABLE
-from support.terminal import progress, python, silence
+from support.labels import GENDER_NAMES, TABLE, TABLE_COLUMNS
+from support.terminal import progress, python_command, silence
 
 # Eyes, nose and corners of the mouth in UTKFace's aligned images, the left one in the image first, in fractions of the
 # side: medians printed by `tools/measure_alignment.py template`.
 TEMPLATE = np.array([(0.296, 0.291), (0.689, 0.292), (0.493, 0.521), (0.317, 0.693), (0.668, 0.692)])
-VIEW = (TEMPLATE - 0.06) / 0.86  # the same points in the smaller square that `run_onet` gets
+ONET_TEMPLATE = (TEMPLATE - 0.06) / 0.86  # the same points in the smaller square that `run_onet` gets
 SMALLEST_CROP, LARGEST_CROP = 16, 1024  # pixels a side
 # Of 400 faces in scenes one had less than 97% confidence, and no point a larger deviation than 0.12; no detection in
 # images without a face has more than 80%: printed by `tools/measure_alignment.py scenes empty`.
-CONFIDENCE = 0.95
-DEVIATION = 0.15  # of any of the five points from TEMPLATE, in sides of the crop
+MIN_CONFIDENCE = 0.95
+MAX_DEVIATION = 0.15  # of any of the five points from TEMPLATE, in sides of the crop
 DISCRIMINANT = Path(__file__).parent / "pretrained" / "aligned_face.npy"  # float16 [513], by measure_alignment.py fit
-SAMPLE = 100  # images, evenly spaced over a data set, whose alignment is tested
+SAMPLED_IMAGES = 100  # images, evenly spaced over a data set, whose alignment is tested
 SAMPLE_SIDE = 64  # pixels of these
 DOUBTFUL_SHARE = 0.2  # of a data set; 0.001 for UTKFace itself
-OUTCOMES = ".outcomes"  # of the photos of an alignment that is not complete
-ALIGNED = "_aligned"  # appended by --align True to the name of a data set of photos
+OUTCOMES_FILE = ".outcomes"  # of the photos of an alignment that is not complete
+ALIGNED_SUFFIX = "_aligned"  # appended by --align True to the name of a data set of photos
 WORKING_SIDE = 2000  # pixels of the longer side at which photos are searched, which bounds time and memory
 SMALLEST_FACE = 24
 PROPOSALS = 300  # at most, of one size and of all: gravel gives thousands, which the second network would all see
-TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-VIEW_SIDE = 48  # pixels a side of the input of the last network
+ROTATIONS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+ONET_SIDE = 48  # pixels a side of the input of the last network
 CPU = "CPU:0"  # such small networks are slower on a GPU
 
 
@@ -75,11 +75,11 @@ def filter_detections(photo: Image.Image, quarters: int) -> Detections:
     detected = [refine(photo, points) for points in find_points(photo, quarters)]
     faces, rejected = [], []
     for face in sorted(detected, key=lambda face: -face.confidence):
-        (x, y), side = face.points.mean(0), side_of(face.frame)
-        apart = [np.abs(other.points.mean(0) - (x, y)).max() / max(side, side_of(other.frame)) for other in faces]
-        if face.confidence < CONFIDENCE:
+        (x, y), side = face.points.mean(0), frame_side(face.frame)
+        apart = [np.abs(other.points.mean(0) - (x, y)).max() / max(side, frame_side(other.frame)) for other in faces]
+        if face.confidence < MIN_CONFIDENCE:
             doubt = f"confidence {face.confidence:.0%}"
-        elif np.hypot(*(apply(face.frame, TEMPLATE) - face.points).T).max() > DEVIATION * side:
+        elif np.hypot(*(map_points(face.frame, TEMPLATE) - face.points).T).max() > MAX_DEVIATION * side:
             doubt = "eyes, nose and mouth are not placed as in a face"
         elif min(apart, default=1) < 0.5:
             doubt = "inside another face"
@@ -94,11 +94,11 @@ def filter_detections(photo: Image.Image, quarters: int) -> Detections:
 
 def refine(photo: Image.Image, points: np.ndarray) -> DetectedFace:
     """Return the face at five points, float [5, 2], placed more exactly by the last network on the aligned crop."""
-    view = similarity(VIEW, points)
-    points, confidence = run_onet(sample(photo, view, VIEW_SIDE))
-    frame = similarity(TEMPLATE, points := apply(view, points))
-    side = int(np.clip(round(side_of(frame)), SMALLEST_CROP, LARGEST_CROP))
-    return DetectedFace(points, confidence, frame, sample(photo, frame, side))
+    view = similarity(ONET_TEMPLATE, points)
+    points, confidence = run_onet(crop_square(photo, view, ONET_SIDE))
+    frame = similarity(TEMPLATE, points := map_points(view, points))
+    side = int(np.clip(round(frame_side(frame)), SMALLEST_CROP, LARGEST_CROP))
+    return DetectedFace(points, confidence, frame, crop_square(photo, frame, side))
 
 
 def find_points(photo: Image.Image, quarters: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def find_points(photo: Image.Image, quarters: int) -> np.ndarray:
     reduced = max(1, max(photo.size) / WORKING_SIDE)
     working = _resize(photo, 1 / reduced)
     if quarters:
-        working = working.transpose(TURNS[quarters - 1])
+        working = working.transpose(ROTATIONS[quarters - 1])
     with tf.device(CPU):
         boxes, scale = [np.empty((0, 6))], 12 / SMALLEST_FACE
         # the first network detects faces of 12 pixels, so the photo is reduced step by step
@@ -175,7 +175,7 @@ def _networks():
             import tensorflow as tf
             from mtcnn.stages import StageONet, StagePNet, StageRNet
     except ImportError as error:
-        raise InputError(f"--align needs mtcnn: {python('-m', 'pip', 'install', 'mtcnn')} ({error})") from error
+        raise InputError(f"--align needs mtcnn: {python_command('-m', 'pip', 'install', 'mtcnn')} ({error})") from error
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # whatever the precision of the run
     try:
@@ -194,20 +194,20 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([(a.real, -a.imag, b.real), (a.imag, a.real, b.imag)])
 
 
-def apply(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+def map_points(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Apply a map [2, 3] to points [N, 2]."""
     return points @ frame[:, :2].T + frame[:, 2]
 
 
-def side_of(frame: np.ndarray) -> float:
+def frame_side(frame: np.ndarray) -> float:
     """Return the side in pixels of the square that a frame covers."""
     return float(np.hypot(*frame[:, 0]))
 
 
-def sample(photo: Image.Image, frame: np.ndarray, side: int) -> np.ndarray:
+def crop_square(photo: Image.Image, frame: np.ndarray, side: int) -> np.ndarray:
     """Return the square of a photo that a frame covers, uint8 [side, side, 3]; its edge is repeated beyond it."""
-    step = max(1, side_of(frame) / side)  # pixels of the photo for one of the crop
-    corners = apply(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
+    step = max(1, frame_side(frame) / side)  # pixels of the photo for one of the crop
+    corners = map_points(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
     low, high = (corners.min(0) - 2 * step).astype(int), (corners.max(0) + 2 * step).astype(int)
     first = np.clip(low, 0, np.array(photo.size) - 1)  # within the photo
     last = np.clip(high, first + 1, photo.size)
@@ -236,9 +236,9 @@ def looks_aligned(image: np.ndarray) -> bool:
     return bool(features(image) @ np.load(DISCRIMINANT).astype(float) > 0)
 
 
-def doubt_alignment(faces: Sequence[Face]) -> str:
+def alignment_warning(faces: Sequence[Face]) -> str:
     """Return a warning if many of a sample of the faces are not placed as aligned faces are, or else ""."""
-    sample = [faces[i].path for i in np.unique(np.linspace(0, len(faces) - 1, SAMPLE).round().astype(int))]
+    sample = [faces[i].path for i in np.unique(np.linspace(0, len(faces) - 1, SAMPLED_IMAGES).round().astype(int))]
 
     def doubtful(path: str) -> bool:
         try:
@@ -259,7 +259,7 @@ def doubt_alignment(faces: Sequence[Face]) -> str:
 
 def aligned_name(photos: str) -> str:
     """Return the name of the data set of faces that `--align True` makes from a data set of photos."""
-    return f"{Path(photos).as_posix()}{ALIGNED}"
+    return f"{Path(photos).as_posix()}{ALIGNED_SUFFIX}"
 
 
 def photos_name(aligned: str) -> str:
@@ -267,9 +267,9 @@ def photos_name(aligned: str) -> str:
 
     Raises InputError if the name is not that of such a set.
     """
-    if not aligned.endswith(ALIGNED):
+    if not aligned.endswith(ALIGNED_SUFFIX):
         raise InputError(f"the run was made with {aligned} without alignment: leave out --align")
-    return aligned.removesuffix(ALIGNED)
+    return aligned.removesuffix(ALIGNED_SUFFIX)
 
 
 def align_dataset(photos: Path, aligned: Path, unknown_gender: bool = False) -> None:
@@ -299,8 +299,8 @@ def align_dataset(photos: Path, aligned: Path, unknown_gender: bool = False) -> 
         for name in set(image_names(partial)).difference(row[0] for row in rows):  # of photos removed meanwhile
             (partial / name).unlink()
         with (partial / TABLE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        (partial / OUTCOMES).unlink()
+            csv.writer(file).writerows([TABLE_COLUMNS, *rows])
+        (partial / OUTCOMES_FILE).unlink()
         partial.rename(aligned)
     print(f"{len(rows):,} faces of {len(rows) + len(left_out):,} photos aligned in {aligned}")
     for reason, count in Counter(left_out.values()).most_common():
@@ -315,7 +315,7 @@ def _align_photos(faces: Sequence[Face], photos: Path, partial: Path) -> dict[st
     """
     partial.mkdir(parents=True, exist_ok=True)
     outcomes, text = {}, {"encoding": "utf-8", "errors": "surrogateescape"}
-    with (partial / OUTCOMES).open("a+", **text) as file:
+    with (partial / OUTCOMES_FILE).open("a+", **text) as file:
         file.seek(0)
         lines = file.read().split("\0")
         # the last line is empty, or was cut off when a process ended

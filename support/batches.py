@@ -89,12 +89,12 @@ def _choose(shuffled: list[Face], init_model: str | None) -> tuple[list[Face], s
     for face in shuffled:
         photos[parse_person(face.path) or face.path].append(face)
     unseen = unseen_by(init_model, shuffled) or shuffled
-    most = _most(shuffled)
+    most = _held_out_count(shuffled)
     if len(photos) in (1, len(shuffled)):
         return unseen[:most], set()
     allowed = set(unseen)
     people = [[face for face in group if face in allowed] for group in photos.values()]
-    people = [group for group in people if group][: _most(photos)]
+    people = [group for group in people if group][: _held_out_count(photos)]
     # the first photo of each person, then the second, ...
     held_out = [face for each in itertools.zip_longest(*people) for face in each if face][:most]
     return held_out, _people_in(face.path for face in held_out)
@@ -106,7 +106,9 @@ def unseen_by(included: str | None, faces: Sequence[Face]) -> list[Face]:
     return [face for face, each in zip(faces, seen, strict=True) if not each]
 
 
-def choose_measured(faces: Sequence[Face], training: Sequence[Face], included: str | None) -> tuple[list[Face], dict]:
+def choose_evaluation_faces(
+    faces: Sequence[Face], training: Sequence[Face], included: str | None
+) -> tuple[list[Face], dict]:
     """Return the faces to evaluate a model on, and what evaluation.json records of them; print what they lack.
 
     faces: those held out of its training on `training`, or any faces if that is empty. included: the included model
@@ -126,7 +128,7 @@ def choose_measured(faces: Sequence[Face], training: Sequence[Face], included: s
     return list(faces), notes
 
 
-def _most(items: Sequence | dict) -> int:
+def _held_out_count(items: Sequence | dict) -> int:
     """Return how many of the faces, or of the people, are held out."""
     return min(MOST_HELD_OUT, max(1, len(items) // 10))
 
@@ -142,7 +144,7 @@ def _find_unrecorded(shuffled: list[Face], count: int | None) -> list[Face]:
             "which faces were held out of the training is unknown: the run has no record of them, and was made with "
             f"{count or 'other'} faces, not these {len(shuffled):,}; --evaluate DIR measures on a folder"
         )
-    return shuffled[: _most(shuffled)]
+    return shuffled[: _held_out_count(shuffled)]
 
 
 def _log_split(faces: Sequence[Face], copies: dict, left_out: int, people: set, held_out: int, log: Callable) -> None:

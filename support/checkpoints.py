@@ -21,15 +21,17 @@ from keras import layers
 from support.config import read_config
 from support.errors import InputError, reason
 from support.files import atomic_write, sync_folder
-from support.pretrained import PACKED, load_quantized, reference_name
+from support.pretrained import WEIGHTS_FILE, load_quantized, reference_name
 
 FOLDER = "checkpoint"  # a run's folder of checkpoints; a file of the same name in it lists them
 # raised by TensorFlow for a checkpoint with a changed, missing or (IndexError) truncated file
-DAMAGE = (tf.errors.OpError, OSError, IndexError)
+DAMAGE_ERRORS = (tf.errors.OpError, OSError, IndexError)
 STATE = ("model_checkpoint_path", "all_model_checkpoint_paths")  # keys of the file `checkpoint`: the latest, and all
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # an entry of TensorFlow 2's checkpoints, not of TensorFlow 1's
 # the files of a checkpoint; their names, and the folder, while TensorFlow writes them
-OURS = re.compile(r"(?P<name>model-\d+)(?:\.(?:index|data-\d{5}-of-\d{5})(?P<half>\.tempstate\d+)?|(?P<folder>_temp))")
+CHECKPOINT_PATTERN = re.compile(
+    r"(?P<name>model-\d+)(?:\.(?:index|data-\d{5}-of-\d{5})(?P<half>\.tempstate\d+)?|(?P<folder>_temp))"
+)
 ARCHITECTURE = (  # hyperparameters that determine the shapes of the weights
     "size_image",
     "size_kernel",
@@ -59,7 +61,7 @@ class Checkpoints:
         """
         prefix = str(folder / f"model-{step}")
         before = [path for path in saved_checkpoints(folder) if path not in {prefix, *self.damaged}]
-        ours = [path for path in before if OURS.fullmatch(f"{Path(path).name}.index")]
+        ours = [path for path in before if CHECKPOINT_PATTERN.fullmatch(f"{Path(path).name}.index")]
         if ours and int(ours[0].rpartition("-")[2]) > step:
             raise InputError(f"{ours[0]} is of a later step than {step}, the model's: use another save_dir")
         try:
@@ -90,7 +92,7 @@ class Checkpoints:
                 raise
             except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
                 raise InputError(f"{prefix} does not match config.json: {reason(error)}") from error
-            except DAMAGE as error:
+            except DAMAGE_ERRORS as error:
                 self.damaged.add(prefix)
                 print(f"{prefix} is damaged: {reason(error)}", file=sys.stderr, flush=True)
             else:
@@ -101,7 +103,7 @@ class Checkpoints:
 
     def _restore(self, prefix: str, optimizers: dict[str, keras.optimizers.Optimizer] | None) -> None:
         E, G = self.networks["E"], self.networks["G"]
-        if prefix.endswith(PACKED):
+        if prefix.endswith(WEIGHTS_FILE):
             load_quantized(prefix, [E, G])
             return
         with readable(prefix) as path:
@@ -154,23 +156,23 @@ def saved_checkpoints(folder: str | Path) -> list[str]:
     if not latest or latest != every[-1:]:
         indices = [path.stem for path in folder.iterdir() if path.suffix == ".index"] if folder.is_dir() else []
         # model-5 before model-10; a user's copy, model-5_best, is not resumed from
-        ours = [name for name in indices if OURS.fullmatch(f"{name}.index")]
+        ours = [name for name in indices if CHECKPOINT_PATTERN.fullmatch(f"{name}.index")]
         every = sorted(ours or indices, key=lambda name: (len(name), name))
-    if not every and (folder / PACKED).is_file():
-        every = [PACKED]
+    if not every and (folder / WEIGHTS_FILE).is_file():
+        every = [WEIGHTS_FILE]
     return [str(folder / name) for name in reversed(every)]
 
 
-def holds_model(save_dir: Path) -> bool:
+def has_model(save_dir: Path) -> bool:
     """Return whether the folder of a run, or of an included model, contains a trained model."""
     return bool(saved_checkpoints(save_dir / FOLDER) or saved_checkpoints(save_dir))
 
 
-def holds_network(save_dir: Path, name: str) -> bool:
+def has_network(save_dir: Path, name: str) -> bool:
     """Return whether a run has a network of this name; all of its checkpoints contain it, or none."""
     for prefix in saved_checkpoints(save_dir / FOLDER):
         # `restore_latest` reports a damaged one
-        with contextlib.suppress(*DAMAGE), readable(prefix) as path:
+        with contextlib.suppress(*DAMAGE_ERRORS), readable(prefix) as path:
             return any(variable.startswith(f"{name}/") for variable, _ in tf.train.list_variables(path))
     return False
 
@@ -182,7 +184,7 @@ def keep_checkpoints(folder: Path, prefixes: Sequence[str]) -> None:
     complete.
     """
     latest, names = Path(prefixes[-1]).name, [Path(prefix).name for prefix in prefixes]
-    for path, match in our_files(folder):
+    for path, match in checkpoint_files(folder):
         if match["name"] == latest and path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -200,7 +202,7 @@ def remove_leftovers(folder: Path) -> None:
     A user's own files beside them, such as model-5_best.index or a folder model-backup, are kept.
     """
     kept = [Path(prefix).name for prefix in saved_checkpoints(folder)]
-    for path, match in our_files(folder):
+    for path, match in checkpoint_files(folder):
         # on Windows a virus scanner may keep a file open; it is removed the next time
         with contextlib.suppress(PermissionError):
             if match["folder"] and path.is_dir():
@@ -209,9 +211,9 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def our_files(folder: Path) -> list[tuple[Path, re.Match]]:
-    """Return the files and folders whose name is exactly that of a checkpoint's file, each with its match of OURS."""
-    matches = [(path, OURS.fullmatch(path.name)) for path in folder.glob("model-*")]
+def checkpoint_files(folder: Path) -> list[tuple[Path, re.Match]]:
+    """Return the files and folders whose whole name matches CHECKPOINT_PATTERN, each with its match."""
+    matches = [(path, CHECKPOINT_PATTERN.fullmatch(path.name)) for path in folder.glob("model-*")]
     return [(path, match) for path, match in matches if match]
 
 
@@ -272,6 +274,6 @@ def read_reference_config(save_dir: str | Path) -> dict:
         }
     except KeyError as error:
         raise InputError(f"{found[0]} is not a checkpoint of this program: it has no {error}") from error
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(f"{found[0]} is damaged: {reason(error)}") from error
     return {"model": model, "training": {}, "versions": {}}

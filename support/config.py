@@ -25,7 +25,11 @@ SCHEDULES = {
     "cosine": lambda position: 0.02 + 0.98 * (1 + math.cos(math.pi * position)) / 2,
     "linear": lambda position: 1 - position,
 }
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}  # of flags of these names
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+}  # of flags of these names
 # --recipe: the training flags that each sets; flags given themselves take precedence
 ADAM = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "schedule": "constant"}
 MUON = {"optimizer": "muon", "learning_rate": 6e-4, "schedule": "cosine"}
@@ -35,9 +39,9 @@ RECIPES = {
     "aging": {"loss_weights": PRESETS["aging"], **AGING, **ADAM},  # of the included aging model
     "muon": {"loss_weights": PRESETS["aging"] | {"classifier": 5e-3}, **AGING, **MUON},  # so far only a prototype
 }
-# config.json records these flags: those of MODEL under "model", by the names of Hyperparameters, those of TRAINING
-# under "training"
-MODEL = {
+# config.json records these flags: MODEL_FLAGS under "model", by the names of Hyperparameters, TRAINING_FLAGS under
+# "training"
+MODEL_FLAGS = {
     "image_size": "size_image",
     "channels": "num_input_channels",
     "num_encoder_channels": "num_encoder_channels",
@@ -48,8 +52,17 @@ MODEL = {
     "precision": "precision",
     "seed": "seed",
 }
-SIZES = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
-TRAINING = ("dataset", "optimizer", "learning_rate", "schedule", "loss_weights", "balance", "flip", "unknown_gender")
+SIZE_FLAGS = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
+TRAINING_FLAGS = (
+    "dataset",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "loss_weights",
+    "balance",
+    "flip",
+    "unknown_gender",
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,15 +89,15 @@ class Hyperparameters:
         return values | {"age_bounds": list(self.age_bounds)}
 
 
-def _whole(low: int = 1, high: int = 10**9) -> tuple:
+def _integer_rule(low: int = 1, high: int = 10**9) -> tuple:
     return f"a whole number within {low}-{high}", lambda value: type(value) is int and low <= value <= high
 
 
-def _numbers(value) -> bool:
+def _is_number_list(value) -> bool:
     return type(value) is list and all(type(each) in (int, float) and 0 <= each < math.inf for each in value)
 
 
-def _are_loss_weights(value) -> bool:
+def _is_loss_weights(value) -> bool:
     try:
         return type(value) in (list, dict) and bool(complete_weights(value))
     except (InputError, TypeError):
@@ -92,20 +105,20 @@ def _are_loss_weights(value) -> bool:
 
 
 # The schema of config.json, which people edit: by name, a description of the values and a check.
-BOOL = ("true or false", lambda value: type(value) is bool)
+BOOLEAN_RULE = ("true or false", lambda value: type(value) is bool)
 MODEL_SCHEMA = {
-    "size_image": _whole(),
-    "size_kernel": _whole(),
-    "size_batch": _whole(),
-    "num_input_channels": _whole(),
-    "num_encoder_channels": _whole(),
-    "num_z_channels": _whole(),
-    "num_categories": _whole(),
-    "num_gen_channels": _whole(),
+    "size_image": _integer_rule(),
+    "size_kernel": _integer_rule(),
+    "size_batch": _integer_rule(),
+    "num_input_channels": _integer_rule(),
+    "num_encoder_channels": _integer_rule(),
+    "num_z_channels": _integer_rule(),
+    "num_categories": _integer_rule(),
+    "num_gen_channels": _integer_rule(),
     "tile_ratio": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
-    "age_bounds": ("a list of ages", lambda value: _numbers(value) and all(type(each) is int for each in value)),
+    "age_bounds": ("a list of ages", lambda value: _is_number_list(value) and all(type(each) is int for each in value)),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
-    "seed": _whole(0, LARGEST_SEED),
+    "seed": _integer_rule(0, LARGEST_SEED),
 }
 # required in config.json; the others have had one value in every run
 REQUIRED = tuple(name for name in MODEL_SCHEMA if name not in ("size_kernel", "num_categories", "tile_ratio"))
@@ -114,11 +127,11 @@ TRAINING_SCHEMA = {
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
     "schedule": (f"one of {', '.join(SCHEDULES)}", lambda value: value in SCHEDULES),
     "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
-    "loss_weights": ("weights of losses by name, or a list of three or five", _are_loss_weights),
-    "balance": BOOL,
-    "flip": BOOL,
-    "unknown_gender": BOOL,
-    "faces": _whole(),
+    "loss_weights": ("weights of losses by name, or a list of three or five", _is_loss_weights),
+    "balance": BOOLEAN_RULE,
+    "flip": BOOLEAN_RULE,
+    "unknown_gender": BOOLEAN_RULE,
+    "faces": _integer_rule(),
 }
 # training flags that older runs lack, with the value that they were made with
 OLD_RUN_DEFAULTS = {"flip": False, "optimizer": "adam", "schedule": "constant"}
@@ -201,8 +214,8 @@ def restore_flags(flags: Namespace, explicit: set[str], config: dict, folder: Pa
     """Set the flags that the config of the run in the folder records. Raises InputError if an explicit one differs."""
     if not config:
         return
-    recorded = {flag: config["model"][name] for flag, name in MODEL.items()}
-    recorded |= {flag: config["training"][flag] for flag in TRAINING if flag in config["training"]}
+    recorded = {flag: config["model"][name] for flag, name in MODEL_FLAGS.items()}
+    recorded |= {flag: config["training"][flag] for flag in TRAINING_FLAGS if flag in config["training"]}
     if "dataset" in recorded:
         recorded["dataset"] = dataset_name(recorded["dataset"])
     for flag, value in recorded.items():
@@ -225,7 +238,7 @@ def as_flag(value) -> str:
 def check_sizes(flags: Namespace) -> None:
     """Raise InputError, with the flags to use, if training cannot start from the included model."""
     included = read_config(included_model(flags.pretrained))["model"]
-    sizes = {flag: (as_flag(included[MODEL[flag]]), as_flag(getattr(flags, flag))) for flag in SIZES}
+    sizes = {flag: (as_flag(included[MODEL_FLAGS[flag]]), as_flag(getattr(flags, flag))) for flag in SIZE_FLAGS}
     other = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
     if other:
         differences = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())

@@ -21,25 +21,25 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from support.errors import InputError, first_names, printable, reason
-from support.images import BadImage, open_image, suffixes, why_unread
+from support.images import BadImage, open_image, suffixes, unsupported_reason
 from support.labels import (
-    COLUMNS,
     CONVENTIONS,
     OLDEST,
     TABLE,
+    TABLE_COLUMNS,
     UNKNOWN,
     AgeBins,
     parse_folders,
     parse_name,
     read_table,
 )
-from support.terminal import PROJECT, from_here, progress
+from support.terminal import PROJECT, progress, relative_path
 
-BAD_SHARE = 0.1  # a data set of which a larger share cannot be read ends the run
+MAX_BAD_SHARE = 0.1  # a data set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
-HEADERS_A_TASK = 500  # one future for each of 163,446 images would cost more than reading them
+HEADERS_PER_TASK = 500  # one future for each of 163,446 images would cost more than reading them
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
-READ_AT_ONCE = 1 << 20  # bytes
+CHUNK_BYTES = 1 << 20  # bytes
 TAR_END = 1024  # bytes, all of them 0, at the end of every tar
 DATA = PROJECT / "data"
 DEMO = "demo"  # the included data set, data/demo.tar.gz
@@ -85,7 +85,7 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
         ]
         raise InputError(
             f"no faces in {folder}{first_names(others, f'; {folder.parent} contains ')}: put them there "
-            f"(see {from_here(DATA / 'README.md')}), or get UTKFace.tar.gz for {folder.parent} from "
+            f"(see {relative_path(DATA / 'README.md')}), or get UTKFace.tar.gz for {folder.parent} from "
             "https://susanqq.github.io/UTKFace/, or try --dataset demo"
         )
     return folder
@@ -160,7 +160,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
                 if not member.isfile() and not member.isdir():
                     raise ValueError(f"it contains a link or a device, {printable(member.name)}")
                 members.extract(member, folder, filter="data")  # refuses paths outside the folder
-        while stream.read(READ_AT_ONCE):  # to the checksum: tarfile accepts an archive cut off before a header
+        while stream.read(CHUNK_BYTES):  # to the checksum: tarfile accepts an archive cut off before a header
             pass
 
 
@@ -206,7 +206,7 @@ def find_files(folder: str | Path) -> tuple[list[str], dict[str, str]]:
                 continue
             if name.lower().endswith(suffixes()):
                 names.append(prefix + name)
-            elif why := why_unread(name):
+            elif why := unsupported_reason(name):
                 left_out[prefix + name] = why
     return sorted(names), left_out
 
@@ -224,17 +224,17 @@ def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
                 bad[name] = error.reason
         return bad
 
-    parts = [names[i : i + HEADERS_A_TASK] for i in range(0, len(names), HEADERS_A_TASK)]
+    parts = [names[i : i + HEADERS_PER_TASK] for i in range(0, len(names), HEADERS_PER_TASK)]
     with ThreadPoolExecutor() as pool:
         found = pool.map(check, parts)
         title = f"Checking {printable(str(folder))}"
-        bar = progress(found, title, len(parts), unit="image", unit_scale=HEADERS_A_TASK, delay=2)
+        bar = progress(found, title, len(parts), unit="image", unit_scale=HEADERS_PER_TASK, delay=2)
         return {name: reason for bad in bar for name, reason in bad.items()}
 
 
 def check_bad(bad: dict[str, str], total: int) -> None:
     """Raise TooManyBad, with the first names, if more than one in ten of `total` images are bad (reason by path)."""
-    if len(bad) > total * BAD_SHARE:
+    if len(bad) > total * MAX_BAD_SHARE:
         first = "; ".join(f"{printable(name)}: {reason}" for name, reason in list(bad.items())[:NAMES_SHOWN])
         raise TooManyBad(f"{len(bad):,} of {total:,} images cannot be read, more than one in ten: {first}")
 
@@ -264,13 +264,13 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
         raise InputError(
             f"no labelled faces in {folder} ({len(names):,} images{first_names(names)}): names must be those of "
             f"{', '.join(CONVENTIONS)}, or be labelled in {TABLE} or by folders named by age "
-            f"(see {from_here(DATA / 'README.md')})"
+            f"(see {relative_path(DATA / 'README.md')})"
         )
     lacking = [name for name in kept if labels[name].gender == UNKNOWN]
     if lacking and not unknown_gender:
         raise InputError(
             f"{len(lacking):,} of {len(kept):,} faces have no gender{first_names(lacking)}: give it in "
-            f"{folder / TABLE} (columns {','.join(COLUMNS)}), or train without: --unknown_gender True"
+            f"{folder / TABLE} (columns {','.join(TABLE_COLUMNS)}), or train without: --unknown_gender True"
         )
     faces = [Face(str(folder / name), labels[name].age, labels[name].gender) for name in kept]
     skipped = sorted((skipped | bad | left_out | absent).items())

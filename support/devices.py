@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS = 60  # a worker without a heartbeat for this long is consider
 JOIN_SECONDS = 1800  # how long a worker waits for the others to start
 JOIN_FIRST_LINE_SECONDS, JOIN_LINE_SECONDS = 5, 60  # to the first line about it, and between further lines
 JOIN_PAUSE, JOIN_PATIENCE = 0.5, 2  # seconds between connection attempts, and their timeout
-LOST = (  # raised by collective operations, in one worker or another, when the connection to a peer breaks
+LOST_WORKER_ERRORS = (  # raised by collective operations when the connection to another worker breaks
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
@@ -156,7 +156,7 @@ def translate_lost_workers() -> Iterator[None]:
     """Raise InputError within it if the connection to another worker breaks."""
     try:
         yield
-    except LOST as error:
+    except LOST_WORKER_ERRORS as error:
         raise InputError(
             f"another worker has stopped or cannot be reached ({type(error).__name__}): start all workers again with "
             "the same command, to resume from the last checkpoint"

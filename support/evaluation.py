@@ -53,7 +53,7 @@ METRICS = {
     "pasted_detection": "share of faces, aged in place in their photos, that are detected again",
     "pasted_verification": f"share of those faces that are detected within {SAME_PERSON} of the photo",
 }
-PIXELS = (1, 2, 3)  # the axes of one image in a batch
+IMAGE_AXES = (1, 2, 3)  # the axes of one image in a batch
 Arrays = dict[str, np.ndarray]  # by name, with the faces along the first axis
 
 
@@ -163,10 +163,10 @@ def reconstruction_errors(faces: np.ndarray, reconstructions: np.ndarray, aged: 
 
     faces, reconstructions: float [N, S, S, C] in [-1, 1]; aged: the faces at every age bin, [bins, N, S, S, C].
     """
-    squared = np.square(faces - reconstructions).mean(axis=PIXELS)
-    changes = [np.abs(older - younger).mean(axis=PIXELS) for younger, older in itertools.pairwise(aged)]
+    squared = np.square(faces - reconstructions).mean(axis=IMAGE_AXES)
+    changes = [np.abs(older - younger).mean(axis=IMAGE_AXES) for younger, older in itertools.pairwise(aged)]
     return {
-        "L1": np.abs(faces - reconstructions).mean(axis=PIXELS),
+        "L1": np.abs(faces - reconstructions).mean(axis=IMAGE_AXES),
         "PSNR": 10 * np.log10(2**2 / np.maximum(squared, 1e-10)),
         "SSIM": ssim(faces / 2 + 0.5, reconstructions / 2 + 0.5),
         "sharpness": np.array([[*map(sharpness, pair)] for pair in zip(faces, reconstructions, strict=True)]),

@@ -9,13 +9,13 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from support.alignment import apply
+from support.alignment import map_points
 from support.files import atomic_write
 
-IN_A_ROW = 10  # images in a row of a grid or sheet
-MIN_TYPE = 12  # pixels: the smallest legible type
-TYPE_SHARE = 0.15  # size of the type relative to an image's height
-INK = (34, 34, 34)
+GRID_COLUMNS = 10  # images in a row of a grid or sheet
+MIN_FONT_SIZE = 12  # pixels: the smallest legible type
+FONT_SHARE = 0.15  # size of the type relative to an image's height
+TEXT_COLOR = (34, 34, 34)
 FRAME_COLOR = (255, 64, 0)  # lines around a face in its photo
 MANY_COLORS, FEW_COLORS = 256, 128  # the palette of a GIF, and of one that has to be smaller
 FEW_COLORS_BYTES = 0.8  # size of a GIF of faces with FEW_COLORS relative to one with MANY_COLORS, as measured
@@ -27,7 +27,7 @@ LOSS_CYCLES = 50  # oscillations over a whole training above which the loss coun
 LOSS_COLOR = "#1f5a96"
 
 
-def grid(images: np.ndarray, columns: int = IN_A_ROW, border: int = 0) -> np.ndarray:
+def grid(images: np.ndarray, columns: int = GRID_COLUMNS, border: int = 0) -> np.ndarray:
     """Return images, uint8 [N, h, w, C], row by row as one grid: uint8 [H, W, C], white in empty cells.
 
     The grid is min(N, columns) images wide, with `border` white pixels between neighbours.
@@ -66,7 +66,7 @@ def sheet(
     rows = _rgb(np.asarray(rows))
     _, columns, height, width, _ = rows.shape
     gap = 2 + height // 64
-    font = ImageFont.load_default(max(MIN_TYPE, round(TYPE_SHARE * height)))
+    font = ImageFont.load_default(max(MIN_FONT_SIZE, round(FONT_SHARE * height)))
     title_font = ImageFont.load_default(round(1.25 * font.size))
     line = sum(font.getmetrics())
     cells = _padded(rows.reshape(-1, height, width, 3), line)
@@ -84,15 +84,15 @@ def sheet(
 
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((left, margin), title, INK, title_font)
+        draw.text((left, margin), title, TEXT_COLOR, title_font)
     for label, row in zip(row_labels, range(len(rows)), strict=True):
         middle = top + row * (cells.shape[1] + gap) + cells.shape[1] / 2
-        draw.text((left - font.size // 2, middle), label, INK, font, anchor="rm")
+        draw.text((left - font.size // 2, middle), label, TEXT_COLOR, font, anchor="rm")
     if column_labels:
         y = top + len(images) + gap if captions_below else title_bottom
         for label, column in zip(column_labels, range(columns), strict=True):
             centre = left + column * (width + gap) + width / 2
-            draw.text((centre, y), _truncated(label, font, width), INK, font, anchor="ma")
+            draw.text((centre, y), _truncated(label, font, width), TEXT_COLOR, font, anchor="ma")
     return np.asarray(canvas)
 
 
@@ -108,7 +108,7 @@ def framed(photo: Image.Image, frames: Sequence[np.ndarray], side: int) -> Image
     square.paste(small, (left, top))
     draw = ImageDraw.Draw(square)
     for number, frame in enumerate(frames, 1):
-        corners = apply(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
+        corners = map_points(frame, np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])) * scale + (left, top)
         draw.line([tuple(corner) for corner in corners.tolist()], FRAME_COLOR, max(1, side // 48 // len(frames)))
         if len(frames) > 1:
             font = ImageFont.load_default(max(12, round(scale * np.hypot(*frame[:, 0]) / 4)))

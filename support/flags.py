@@ -10,15 +10,15 @@ from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES
 from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, MALE, OLDEST, AgeBins
 from support.losses import PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
-from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_NAMES
-from support.terminal import PROJECT, python
+from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_MODEL_NAMES
+from support.terminal import PROJECT, python_command
 
-GENDERS = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
+GENDER_CHOICES = {"male": (MALE,), "female": (FEMALE,), "both": (MALE, FEMALE)}
 DEMO_FACES = PROJECT / "demo" / "faces"
-DETAIL = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
-PASTE = {"face", "years", "film_size"}  # flags of aging that --paste uses
-AGING = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL, *PASTE}
-LARGEST = 10**9  # the largest whole number that a flag accepts
+DETAIL_FLAGS = {"own_age", "own_gender"}  # flags of aging that --detail or --paste uses
+PASTE_FLAGS = {"face", "years", "film_size"}  # flags of aging that --paste uses
+AGING_FLAGS = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL_FLAGS, *PASTE_FLAGS}
+MAX_INTEGER = 10**9  # the largest whole number that a flag accepts
 OLD_PRESETS = {"2017": "default"}
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
 
@@ -47,7 +47,7 @@ def to_path(text: str) -> Path:
     return Path(place(text))
 
 
-def whole_number(text: str, low: int = 1, high: int = LARGEST) -> int:
+def whole_number(text: str, low: int = 1, high: int = MAX_INTEGER) -> int:
     # int() raises ValueError for thousands of digits
     if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
         raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number within {low}-{high}")
@@ -86,7 +86,7 @@ def years(text: str) -> tuple[float, ...]:
 def genders(text: str) -> tuple[int, ...]:
     if not all(part in ("male", "female") for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text} is not male, female or a list of them")
-    return tuple(GENDERS[part][0] for part in text.split(","))
+    return tuple(GENDER_CHOICES[part][0] for part in text.split(","))
 
 
 def share(text: str) -> float:
@@ -166,15 +166,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-BOOL = {"type": true_or_false, "metavar": "BOOL"}
-NUMBER = {"type": whole_number, "metavar": "N"}
-PEOPLE = {"type": partial(whole_number, high=10_000), "metavar": "N"}
-PIXELS = {"type": partial(whole_number, low=16, high=8192), "metavar": "N"}
+BOOLEAN = {"type": true_or_false, "metavar": "BOOL"}
+COUNT = {"type": whole_number, "metavar": "N"}
+FACE_COUNT = {"type": partial(whole_number, high=10_000), "metavar": "N"}
+PIXEL_COUNT = {"type": partial(whole_number, low=16, high=8192), "metavar": "N"}
 
 
 def _add_task(flag) -> None:
-    flag("--is_train", **BOOL, default=True, help="True trains, False ages faces")
-    flag("--epoch", **NUMBER, default=EPOCHS, help="total number of epochs, including those before a resume")
+    flag("--is_train", **BOOLEAN, default=True, help="True trains, False ages faces")
+    flag("--epoch", **COUNT, default=EPOCHS, help="total number of epochs, including those before a resume")
     flag("--dataset", type=dataset, default="UTKFace", metavar="NAME", help="train on the faces in data/NAME")
     flag("--savedir", type=to_path, default=Path("save"), metavar="DIR", help="folder of the run")
     flag(
@@ -195,18 +195,18 @@ def _add_aging(flag) -> None:
         metavar="DIR",
         help="faces to age: a folder, an image, or a pattern such as 'dir/*.jpg'; demo/faces if omitted",
     )
-    flag("--random", **PEOPLE, help="generate N random faces at every age; --seed selects them")
-    flag("--gender", choices=GENDERS, default="both", help="gender labels of the aged faces")
+    flag("--random", **FACE_COUNT, help="generate N random faces at every age; --seed selects them")
+    flag("--gender", choices=GENDER_CHOICES, default="both", help="gender labels of the aged faces")
     flag("--age", type=ages, metavar="A,B,...", help="write one image of each face for each of these ages in years")
     flag("--animate", choices=("gif", "mp4"), help="write a film of each face from young to old and back")
     flag(
         "--align",
-        **BOOL,
+        **BOOLEAN,
         default=False,
         help="True finds every face in a photo and crops it like the training faces; in training it makes "
         "data/NAME_aligned from the photos in data/NAME, once",
     )
-    flag("--photo", **BOOL, default=False, help="with --align: True shows where in its photo each face was found")
+    flag("--photo", **BOOLEAN, default=False, help="with --align: True shows where in its photo each face was found")
     flag("--blend", nargs=2, type=to_path, metavar="FACE", help="blend one face into another, at both their ages")
 
 
@@ -227,26 +227,26 @@ def _add_photo(flag) -> None:
     flag("--own_gender", type=genders, metavar="G,H,...", help="likewise their genders, male or female")
     flag(
         "--paste",
-        **BOOL,
+        **BOOLEAN,
         default=False,
         help="True writes whole photos with every face aged in place, each as its own gender unless --gender is given",
     )
-    flag("--face", **NUMBER, help="with --paste: age face N only, from left to right")
+    flag("--face", **COUNT, help="with --paste: age face N only, from left to right")
     flag("--years", type=years, metavar="+Y,-Z,...", help="with --paste: ages relative to everyone's own (--years=-10)")
-    flag("--film_size", **PIXELS, help="with --paste: the longer side of a film (default: 1080)")
+    flag("--film_size", **PIXEL_COUNT, help="with --paste: the longer side of a film (default: 1080)")
 
 
 def _add_start(flag) -> None:
     flag(
         "--use_trained_model",
-        **BOOL,
+        **BOOLEAN,
         default=True,
         help="True resumes the run in savedir; False starts with ten epochs at loss weights 0",
     )
-    flag("--use_init_model", **BOOL, default=False, help="True starts a new run from an included model")
+    flag("--use_init_model", **BOOLEAN, default=False, help="True starts a new run from an included model")
     flag(
         "--pretrained",
-        type=lambda text: OLD_NAMES.get(text, text),
+        type=lambda text: OLD_MODEL_NAMES.get(text, text),
         choices=INCLUDED_MODELS,
         default=DEFAULT_MODEL,
         help="included model to age with, measure or start from; if given, it takes precedence over savedir's model",
@@ -262,7 +262,7 @@ def _add_training(flag) -> None:
         "with a classifier loss, experimental (docs/experiments.md). A recipe sets "
         f"{', '.join(RECIPES['aging'])}, unless they are given",
     )
-    flag("--batch_size", **NUMBER, default=Hyperparameters.size_batch, help="faces in a step")
+    flag("--batch_size", **COUNT, default=Hyperparameters.size_batch, help="faces in a step")
     flag("--optimizer", choices=CHOICES["optimizer"], default="adam", help="of E and G; the others always use Adam")
     flag("--learning_rate", type=rate, default=LEARNING_RATE, metavar="RATE", help="of E and G; muon: about 6e-4")
     flag("--schedule", choices=CHOICES["schedule"], default="constant", help="of the learning rate over all epochs")
@@ -281,12 +281,12 @@ def _add_training(flag) -> None:
         metavar="N",
         help="of initial weights, held-out faces, order of faces and z",
     )
-    flag("--balance", **BOOL, default=False, help="True samples all age bins equally often")
-    flag("--flip", **BOOL, default=False, help="True mirrors a random half of the faces")
-    flag("--cache", **BOOL, default=False, help="True keeps decoded faces in memory")
+    flag("--balance", **BOOLEAN, default=False, help="True samples all age bins equally often")
+    flag("--flip", **BOOLEAN, default=False, help="True mirrors a random half of the faces")
+    flag("--cache", **BOOLEAN, default=False, help="True keeps decoded faces in memory")
     flag(
         "--unknown_gender",
-        **BOOL,
+        **BOOLEAN,
         default=False,
         help="True trains also on faces of unknown gender, with both gender labels 0",
     )
@@ -296,9 +296,9 @@ def _add_network(flag) -> None:
     default = Hyperparameters
     flag("--image_size", type=power_of_two, default=default.size_image, metavar="N", help="pixels a side")
     flag("--channels", type=int, choices=(1, 3), default=default.num_input_channels, help="1 is grey, 3 is colour")
-    flag("--num_encoder_channels", **NUMBER, default=default.num_encoder_channels, help="of the encoder's first layer")
-    flag("--num_z_channels", **NUMBER, default=default.num_z_channels, help="length of the latent code z")
-    flag("--num_gen_channels", **NUMBER, default=default.num_gen_channels, help="of the generator's widest layer")
+    flag("--num_encoder_channels", **COUNT, default=default.num_encoder_channels, help="of the encoder's first layer")
+    flag("--num_z_channels", **COUNT, default=default.num_z_channels, help="length of the latent code z")
+    flag("--num_gen_channels", **COUNT, default=default.num_gen_channels, help="of the generator's widest layer")
     flag(
         "--age_bounds",
         type=age_bounds,
@@ -327,7 +327,10 @@ def check_aging(flags: argparse.Namespace) -> None:
     faces = "testdir", "blend", "age", "animate", "align", "photo", "detail"
     rules = [(flags.testdir and flags.blend, "--testdir and --blend exclude each other: use one of them")]
     rules += [(flags.random and getattr(flags, name), f"--random and --{name} exclude each other") for name in faces]
-    for names, used, fix in ((DETAIL, flags.detail or flags.paste, "detail 1"), (PASTE, flags.paste, "paste True")):
+    for names, used, fix in (
+        (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"),
+        (PASTE_FLAGS, flags.paste, "paste True"),
+    ):
         given = [name for name in sorted(names) if getattr(flags, name) is not None]
         rules += [(not used, f"--{name} is for --{fix.split()[0]}: add --{fix}") for name in given]
     other = flags.random or flags.blend or flags.photo
@@ -346,5 +349,5 @@ def check_aging(flags: argparse.Namespace) -> None:
 
             imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
-            install = python("-m", "pip", "install", "imageio[ffmpeg]")
+            install = python_command("-m", "pip", "install", "imageio[ffmpeg]")
             raise InputError(f"--animate mp4 needs ffmpeg: {install}, or use gif") from error

@@ -19,15 +19,15 @@ from support.terminal import progress
 
 # The formats of photos among those that Pillow opens: EPS would run another program, FITS and GRIB are measurements.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM")
-BUILT_IN = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # parts that a build of Pillow may lack
-WITHOUT_HEIC = "a HEIC image: pip install pillow-heif"
+OPTIONAL_FORMATS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # parts that a build of Pillow may lack
+HEIC_REASON = "a HEIC image: pip install pillow-heif"
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # bytes 8 to 11 of such a file
-OTHER_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".svg", ".psd", ".xcf")
+UNSUPPORTED_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".svg", ".psd", ".xcf")
 MAX_PIXELS = 128_000_000  # somewhat more than a phone's 108 megapixels
 INFERENCE_BATCH = 50  # images encoded or generated at a time, which bounds the memory
-FILES_A_TASK = 500  # one future for each of 163,446 files would cost more than reading them
-MANY_PIXELS = 25_000_000  # larger images are reduced while they are read: 4 bytes a pixel, in every reading thread
+FILES_PER_TASK = 500  # one future for each of 163,446 files would cost more than reading them
+MAX_READ_PIXELS = 25_000_000  # larger images are reduced while they are read: 4 bytes a pixel, in every reading thread
 
 
 class BadImage(InputError):
@@ -48,7 +48,7 @@ def formats() -> tuple[str, ...]:
     except ImportError:
         pass
     Image.init()
-    lacking = {name for name, feature in BUILT_IN.items() if not features.check(feature)}
+    lacking = {name for name, feature in OPTIONAL_FORMATS.items() if not features.check(feature)}
     return tuple(name for name in PHOTO_FORMATS if name in Image.OPEN and name not in lacking)
 
 
@@ -59,22 +59,22 @@ def suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in known)
 
 
-def why_unread(name: str) -> str:
+def unsupported_reason(name: str) -> str:
     """Return why a file whose suffix is none of `suffixes` is not read, or "" if it is not an image."""
     suffix = Path(name).suffix.lower()
     if suffix in HEIC_SUFFIXES:
-        return WITHOUT_HEIC
-    if suffix in OTHER_SUFFIXES or Image.registered_extensions().get(suffix) in PHOTO_FORMATS:
+        return HEIC_REASON
+    if suffix in UNSUPPORTED_SUFFIXES or Image.registered_extensions().get(suffix) in PHOTO_FORMATS:
         return f"{suffix[1:]} is not read: save it as JPEG or PNG"
     return ""
 
 
-def _why_unknown(path: str | Path) -> str:
+def _unidentified_reason(path: str | Path) -> str:
     """Return why Pillow finds no format for a file's content."""
     with Path(path).open("rb") as file:
         head = file.read(12)
     if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS:
-        return WITHOUT_HEIC
+        return HEIC_REASON
     return "not an image" if head else "empty file"
 
 
@@ -92,7 +92,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(path, _why_unknown(path)) from error
+        raise BadImage(path, _unidentified_reason(path)) from error
     except Image.DecompressionBombError as error:
         raise BadImage(path, f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow raises errors of nearly any class for malformed images
@@ -102,11 +102,11 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 def read_image(path: str | Path, most: int | None = None) -> Image.Image:
     """Return an image as RGB in sRGB, rotated by its EXIF orientation, with transparent pixels over white.
 
-    Images of more than `most` pixels, by default MANY_PIXELS, are reduced. Raises BadImage (an InputError), with the
+    Images of more than `most` pixels, by default MAX_READ_PIXELS, are reduced. Raises BadImage, an InputError with the
     file's name, if the image cannot be read.
     """
     with open_image(path) as image:
-        most = most or MANY_PIXELS
+        most = most or MAX_READ_PIXELS
         factor = _reduction(image, most)
         if factor > 1:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
             image.draft(image.mode, (image.width // factor, image.height // factor))
@@ -298,6 +298,6 @@ def hash_files(paths: Sequence[str]) -> list[str]:
         except OSError:
             return ""
 
-    parts = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
+    parts = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
     with ThreadPoolExecutor() as readers:
         return [each for part in readers.map(lambda part: list(map(digest, part)), parts) for each in part]

@@ -17,7 +17,7 @@ OLDEST = 120  # years
 MALE, FEMALE, UNKNOWN = 0, 1, -1
 GENDER_NAMES = {MALE: "male", FEMALE: "female", UNKNOWN: "unknown"}
 # spellings in file names, folder names and tables; a spreadsheet may write a 0 as 0.0
-GENDERS = {
+GENDER_SPELLINGS = {
     **dict.fromkeys(("0", "0.0", "m", "male", "man"), MALE),
     **dict.fromkeys(("1", "1.0", "f", "female", "woman"), FEMALE),
     **dict.fromkeys(("", "u", "unknown", "none", "nan"), UNKNOWN),
@@ -39,17 +39,17 @@ AFAD_GENDERS = {"111": MALE, "112": FEMALE}
 IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?|gif))+$", re.IGNORECASE)
 FOLDERS = "folders named by age"  # the source of the labels where no file name and no table has any
 TABLE = "labels.csv"
-COLUMNS = ["file", "age", "gender"]
+TABLE_COLUMNS = ["file", "age", "gender"]
 # accepted names of the columns, preferred ones first
-ALIASES = {
+COLUMN_ALIASES = {
     "file": ("file", "filename", "file name", "file_name", "image", "image_name", "picture", "path"),
     "age": ("age", "real_age"),
     "gender": ("gender", "sex"),
 }
 DELIMITERS = ",;\t"  # spreadsheets write semicolons in countries with a decimal comma
 NAMED_AGE = re.compile(r"ages?[ _-]?(\d{1,3})|(\d{1,3})[ _-]?(?:y|yo|yrs?|years?)(?:[ _-]old)?", re.IGNORECASE)
-RANGE = re.compile(r"[(\[]?\s*(\d{1,3})\s*(?:,|;|-|\N{EN DASH}|_|to)\s*(\d{1,3})\s*[)\]]?", re.IGNORECASE)
-OPEN_RANGE = re.compile(
+AGE_RANGE = re.compile(r"[(\[]?\s*(\d{1,3})\s*(?:,|;|-|\N{EN DASH}|_|to)\s*(\d{1,3})\s*[)\]]?", re.IGNORECASE)
+OPEN_AGE_RANGE = re.compile(
     r"(?:>=?|\N{GREATER-THAN OR EQUAL TO}|more than|over|above|older than)\s*(\d{1,3})"
     r"|(\d{1,3})\s*(?:\+|(?:and|or) (?:over|above|older|more))",
     re.IGNORECASE,
@@ -116,7 +116,7 @@ def gender_numbers(genders: int | str | Sequence[int | str] | np.ndarray) -> lis
     Raises InputError for any other value.
     """
     given = np.ravel(np.asarray(genders, object)).tolist()
-    numbers = [GENDERS.get(gender.strip().lower()) if isinstance(gender, str) else gender for gender in given]
+    numbers = [GENDER_SPELLINGS.get(gender.strip().lower()) if isinstance(gender, str) else gender for gender in given]
     for gender, number in zip(given, numbers, strict=True):
         if number not in GENDER_NAMES:
             raise InputError(f"{gender!r} is not a gender: give {MALE} or 'male', {FEMALE} or 'female'")
@@ -148,7 +148,7 @@ def parse_name(name: str) -> Label | None:
         return Label(convention, int(parts["taken"]) - int(parts["born"]) - before_birthday, UNKNOWN)
     if "number" in parts:
         return Label(convention, int(parts["age"]), MALE if int(parts["number"]) > 7380 else FEMALE)
-    return Label(convention, int(parts["age"]), (GENDERS | AFAD_GENDERS)[parts.get("gender", "").lower()])
+    return Label(convention, int(parts["age"]), (GENDER_SPELLINGS | AFAD_GENDERS)[parts.get("gender", "").lower()])
 
 
 def parse_person(name: str) -> tuple[str, str] | None:
@@ -172,7 +172,7 @@ def parse_folders(names: Sequence[str]) -> dict[str, Label]:
             _refuse_folders(f"{name} is in two of them")
         numbers.update(digits)
         if ages:
-            genders = (GENDERS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
+            genders = (GENDER_SPELLINGS.get(folder.lower(), UNKNOWN) for folder in folders if not folder[0].isdigit())
             gender = next((gender for gender in genders if gender != UNKNOWN), UNKNOWN)
             age, from_range = ages[0][1]
             labels[name] = Label(FOLDERS + FROM_A_RANGE * from_range, age, gender)
@@ -203,9 +203,9 @@ def parse_age(text: str) -> tuple[int, bool] | None:
     text = text.strip()
     if whole := re.fullmatch(r"(\d{1,3})(?:[.,]0*)?", text) or NAMED_AGE.fullmatch(text):
         return int(next(filter(None, whole.groups()))), False
-    if (limits := RANGE.fullmatch(text)) and int(limits[1]) <= int(limits[2]):
+    if (limits := AGE_RANGE.fullmatch(text)) and int(limits[1]) <= int(limits[2]):
         return (int(limits[1]) + int(limits[2])) // 2, True
-    if limit := OPEN_RANGE.fullmatch(text):
+    if limit := OPEN_AGE_RANGE.fullmatch(text):
         return int(next(filter(None, limit.groups()))) + OPEN_YEARS, True
     return None
 
@@ -239,7 +239,7 @@ def read_table(table: Path, names: Sequence[str], named: dict[str, Label]) -> tu
     if rows and not labels:
         raise InputError(
             f"{table}: {len(rows):,} rows name no image{first_names([name for _, name, *_ in rows], ', such as ', 1)}: "
-            f"their column {COLUMNS[0]} needs paths within the folder{first_names(names, ', such as ', 1)}"
+            f"their column {TABLE_COLUMNS[0]} needs paths within the folder{first_names(names, ', such as ', 1)}"
         )
     return labels, absent
 
@@ -251,7 +251,7 @@ def _read_row(row: dict[str, str] | str) -> tuple[str, tuple[int, bool], int | N
     """
     if isinstance(row, str):
         raise ValueError(row)
-    age, gender = parse_age(row["age"]), GENDERS.get(row.get("gender", "").lower())
+    age, gender = parse_age(row["age"]), GENDER_SPELLINGS.get(row.get("gender", "").lower())
     if not age or age[0] > OLDEST:
         raise ValueError(f"age {printable(row['age'])} is not a whole number within 0-{OLDEST}, nor a range")
     if gender is None:
@@ -309,12 +309,12 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
         columns = [column.strip().lower() for column in next(filled, [])]
         places = {
             column: next((columns.index(alias) for alias in aliases if alias in columns), None)
-            for column, aliases in ALIASES.items()
+            for column, aliases in COLUMN_ALIASES.items()
         }
         if places["file"] is None or places["age"] is None:
             raise InputError(
                 f"{table}, line {rows.line_num}: the columns are {','.join(map(printable, columns))}, "
-                f"not {','.join(COLUMNS)}"
+                f"not {','.join(TABLE_COLUMNS)}"
             )
         for row in filled:
             row = _join_ranges(row)

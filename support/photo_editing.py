@@ -15,10 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import recognition
-from support.alignment import DetectedFace, Detections, apply, find_faces, looks_aligned, side_of
+from support.alignment import DetectedFace, Detections, find_faces, frame_side, looks_aligned, map_points
 from support.dataset import image_names
 from support.errors import InputError, printable
-from support.files import atomic_write, output_name, unused
+from support.files import atomic_write, output_name, unique_name
 from support.images import fit_image, from_srgb, read_full, read_image, to_image
 from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, TABLE, UNKNOWN, Label, parse_name, read_table
 from support.terminal import progress
@@ -29,14 +29,14 @@ COARSE = 4 / 128  # standard deviation of the filter that divides detail into co
 FADE_COARSE, FADE_FINE = 0.08, 0.3  # change at which detail has faded to 1 / e
 WRINKLES_FROM, WRINKLES_IN = 30, 30  # the age in years from which wrinkles develop, and the years that they take
 WEAK = 0.1  # mean fine detail of which half is wrinkles
-AROUND = 1.5 / 128  # standard deviation of the filter that averages fine detail
+STRENGTH_BLUR = 1.5 / 128  # standard deviation of the filter that averages fine detail
 FACE = (0.5, 0.45), (0.5, 0.56)  # centre and radii of an ellipse: hair and background beyond it change less
 FACE_EDGE = 0.8, 1.1  # radii between which the change fades
 FEATHER = 0.12  # width of the border in which a pasted face passes into its photo
 SOFTNESS = 0.05  # width of the passage from one of two overlapping faces to the other
 ENLARGED = 512  # pixels a side to which an edit is enlarged by a bicubic filter, further by a bilinear one
 STRIP_PIXELS = 2_000_000  # pixels edited at a time: bounds the memory of a large face
-WRITERS = 2  # photos encoded at a time
+WRITER_THREADS = 2  # photos encoded at a time
 QUALITY = {"quality": 95, "subsampling": 0}
 # How a photo of each format is written, other formats as PNG. PNG's default compression takes seconds for a photo.
 FORMATS = {
@@ -66,7 +66,7 @@ def edits(faces, own, aged, own_ages: Sequence[float], ages: Sequence[float], de
     change = _blur(np.abs(aged - own).mean(axis=-1, keepdims=True), BLUR * side) / 127.5
     coarse_weight, fine_weight = (np.exp(-np.square(change / fade)) for fade in (FADE_COARSE, FADE_FINE))
     coarse = _blur(faces - own, COARSE * side)
-    strength = _blur(np.abs(faces - own - coarse).mean(axis=-1, keepdims=True), AROUND * side) / 127.5
+    strength = _blur(np.abs(faces - own - coarse).mean(axis=-1, keepdims=True), STRENGTH_BLUR * side) / 127.5
     wrinkles = np.clip((np.asarray(own_ages) - np.maximum(ages, WRINKLES_FROM)) / WRINKLES_IN, 0, 1)
     fine_weight = fine_weight * (1 - wrinkles.reshape(-1, 1, 1, 1) / (1 + np.square(strength / WEAK)))
     offset = aged + detail * ((coarse_weight - fine_weight) * coarse - fine_weight * own)
@@ -98,7 +98,7 @@ def apply_edit(pixels: np.ndarray, edit: np.ndarray, frame: np.ndarray | None = 
     """
     height, width = pixels.shape[:2]
     frame = np.array([(width, 0, 0), (0, height, 0)]) if frame is None else frame
-    side = int(np.clip(round(side_of(frame)), 1, max(ENLARGED, len(edit))))
+    side = int(np.clip(round(frame_side(frame)), 1, max(ENLARGED, len(edit))))
     # PIL's affine transform needs the map from output pixels to input pixels
     inverse = np.linalg.inv(frame[:, :2]) * side
     data = np.column_stack([inverse, -inverse @ frame[:, 2]]).ravel()
@@ -130,7 +130,7 @@ def feathered(edit: np.ndarray, frame: np.ndarray, others: Sequence[np.ndarray] 
     weight = np.outer(border, border)
     square = np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
     for other in others:
-        theirs = (apply(frame, square) - other[:, 2]) @ np.linalg.inv(other[:, :2]).T
+        theirs = (map_points(frame, square) - other[:, 2]) @ np.linalg.inv(other[:, :2]).T
         farther = np.linalg.norm(square - 0.5, axis=1) - np.linalg.norm(theirs - 0.5, axis=1)
         weight /= 1 + np.exp(np.clip(farther / SOFTNESS, -50, 50)).reshape(weight.shape)
     return edit * weight[..., np.newaxis].astype(np.float32)
@@ -202,7 +202,7 @@ class Photo(NamedTuple):
 
 def _strips(frame: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """Yield boxes of about STRIP_PIXELS or less that cover the part of a face's square within an image."""
-    corners = apply(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
+    corners = map_points(frame, np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
     left, top = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, size).tolist()
     right, bottom = np.clip(np.ceil(corners.max(axis=0)).astype(int), 0, size).tolist()
     height = max(1, STRIP_PIXELS // max(1, right - left))
@@ -269,7 +269,7 @@ def read_photos(
                 raise
             tqdm.write(f"Left out: {error}")
             continue
-        yield unused(output_name(path), names), Path(path), photo
+        yield unique_name(output_name(path), names), Path(path), photo
     if not names:
         raise InputError(f"no face to age in any of {len(paths):,} images")
 
@@ -329,7 +329,7 @@ def save_photos(paths: Sequence[Path], photo: Photo, photo_edits: Sequence[np.nd
         with atomic_write(path.with_name(path.name + suffix)) as temporary:
             image.save(temporary, icc_profile=image.info.get("icc_profile"), **options)
 
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with ThreadPoolExecutor(WRITER_THREADS) as pool:
         list(pool.map(save, paths, photo_edits))
 
 

@@ -17,8 +17,8 @@ from support.pretrained import PRETRAINED, load_quantized
 WEIGHTS = PRETRAINED / "age_gender" / "weights.npz"
 SIDE = 64  # pixels of the age network's input
 AGES = 101  # its distribution is over 0, 1, ... 100 years
-SHARPEST = 0.5  # standard deviation of the filter that resizes to SIDE, in pixels of the coarser image
-AT_ONCE = 100  # faces in the age network at a time: bounds the memory
+MIN_SIGMA = 0.5  # standard deviation of the filter that resizes to SIDE, in pixels of the coarser image
+FACES_PER_BATCH = 100  # faces in the age network at a time: bounds the memory
 MISSING = "identity is measured with dlib: pip install dlib-bin face_recognition_models"
 # An aligned face fills this part of its image: the median of what dlib's own detector finds in 148 of 150 faces of
 # UTKFace. It replaces the detector, which misses blurred faces.
@@ -89,9 +89,9 @@ def resample(images, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     return tf.repeat(x, 3, axis=-1) if channels == 1 else x
 
 
-def sharpest(side: int) -> float:
+def min_sigma(side: int) -> float:
     """Return the smallest standard deviation without aliasing of the filter, in pixels of images of `side`."""
-    return SHARPEST * max(side / SIDE, 1.0)
+    return MIN_SIGMA * max(side / SIDE, 1.0)
 
 
 def years(age_logits):
@@ -114,15 +114,15 @@ def ages_and_genders(images: np.ndarray, network: keras.Model | None = None) -> 
     more accurate. Raises InputError if the weights are missing.
     """
     network = network or included_network()
-    matrices = resampling(images.shape[1], sharpest(images.shape[1]))
+    matrices = resampling(images.shape[1], min_sigma(images.shape[1]))
 
     def estimate(faces) -> tf.Tensor:
         age_logits, gender_logits = network(faces, training=False)
         return tf.stack([years(age_logits), tf.sigmoid(gender_logits[:, 0])])
 
     estimates = []
-    for i in range(0, len(images), AT_ONCE):
-        faces = resample(images[i : i + AT_ONCE], matrices, matrices)
+    for i in range(0, len(images), FACES_PER_BATCH):
+        faces = resample(images[i : i + FACES_PER_BATCH], matrices, matrices)
         estimates.append((estimate(faces) + estimate(faces[:, :, ::-1])).numpy() / 2)
     ages, female = np.concatenate(estimates, axis=1)
     return ages, female

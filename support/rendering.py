@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from support.alignment import LARGEST_CROP, find_faces, looks_aligned
 from support.errors import InputError, printable
-from support.figures import GIF_BYTES, IN_A_ROW, framed, save_animation, sheet
-from support.files import NAME_BYTES, output_name, shortened, unused
+from support.figures import GIF_BYTES, GRID_COLUMNS, framed, save_animation, sheet
+from support.files import NAME_BYTES, output_name, shortened, unique_name
 from support.images import BadImage, fit_image, read_image, save_image, to_image
 from support.labels import GENDER_NAMES, AgeBins, gender_numbers
 from support.photo_editing import (
@@ -30,7 +30,7 @@ from support.photo_editing import (
 )
 from support.terminal import progress
 
-FEW = 3  # faces: a sheet of at most so many has a row for each face, any other a column
+MAX_FACE_ROWS = 3  # faces: a sheet of at most so many has a row for each face, any other a column
 FILM_FRAMES = 48  # from young to old and back
 FILM_SECONDS = 0.1  # the time of a frame
 FILM_SIDE = 64  # pixels that the face is enlarged to, so that its age fits above it
@@ -79,7 +79,7 @@ def read_input_faces(
                 doubtful.append(printable(str(path)))
             crop = fit_image(face, min(LARGEST_CROP, *face.size), 3)
             shown = framed(image, frames, max(size_image, DETAIL_SIDE)) if photo else None
-            yield InputFace(unused(output_name(path), names), fitted, crop, own_label(path), shown)
+            yield InputFace(unique_name(output_name(path), names), fitted, crop, own_label(path), shown)
     if not names:
         where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
         raise InputError(f"no face to age in {where}")
@@ -108,7 +108,7 @@ def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) 
         name = f"{kind}_as_{GENDER_NAMES[gender]}"
         for path in folder.glob(f"{name}_*.png"):
             number = re.fullmatch(rf"{name}_([1-9]\d*)\.png", path.name)
-            if number and (int(number[1]) - 1) * IN_A_ROW >= count:
+            if number and (int(number[1]) - 1) * GRID_COLUMNS >= count:
                 path.unlink()
 
 
@@ -138,7 +138,7 @@ class Renderer:
         """Draw faces at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
         count, faces = 0, iter(faces)
         # a face at a time where each has images of its own, so that the progress bar moves
-        while some := list(itertools.islice(faces, 1 if ages or animate else IN_A_ROW)):
+        while some := list(itertools.islice(faces, 1 if ages or animate else GRID_COLUMNS)):
             row = self._row(some)
             for gender in genders:
                 if ages:
@@ -154,9 +154,9 @@ class Renderer:
 
     def show_random(self, z: np.ndarray, genders: Sequence[int]) -> None:
         """Draw z [N, Z] at every age, ten a sheet."""
-        for first in progress(range(0, len(z), IN_A_ROW), "Rendering", unit="sheet"):
+        for first in progress(range(0, len(z), GRID_COLUMNS), "Rendering", unit="sheet"):
             for gender in genders:
-                some = z[first : first + IN_A_ROW]
+                some = z[first : first + GRID_COLUMNS]
                 aged = self._age(Row([], some, None, [], []), self.bins.centres, gender)
                 self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(some))
         remove_further(self.folder, "random", genders, len(z))
@@ -279,12 +279,12 @@ class Renderer:
         self._save_sheet("test", first, gender, [*rows, *aged], [*names, *self.bins.names], row.labels)
 
     def _save_sheet(self, kind: str, first: int, gender: int, rows, names: list[str], labels: list[str]) -> None:
-        """Write a sheet: a column for each face, or of FEW faces or fewer a row for each, with the ages below."""
-        suffix = f"_{first // IN_A_ROW + 1}" if first else ""
+        """Write a sheet: a column for each face or, of up to MAX_FACE_ROWS faces, a row for each with ages below."""
+        suffix = f"_{first // GRID_COLUMNS + 1}" if first else ""
         title = f"as {GENDER_NAMES[gender]}"
         path = self.folder / f"{kind}_{title.replace(' ', '_')}{suffix}.png"
         rows = np.stack(rows)
-        if len(rows[0]) <= FEW and not first:
+        if len(rows[0]) <= MAX_FACE_ROWS and not first:
             image = sheet(rows.swapaxes(0, 1), labels, names, title, captions_below=True)
         else:
             image = sheet(rows, names, labels if any(labels) else None, title)

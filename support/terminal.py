@@ -112,11 +112,11 @@ def progress(items: Iterable, title: str, total: int | None = None, log: Callabl
     bar: arguments of tqdm, such as `unit` and `initial`.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        return Lines(items, title, len(items) if total is None else total, log, bar)
+        return ProgressLines(items, title, len(items) if total is None else total, log, bar)
     return tqdm(items, title, total, **bar)
 
 
-class Lines:
+class ProgressLines:
     """Progress as lines, LINE_SECONDS apart or one an item, whichever is longer."""
 
     def __init__(self, items: Iterable, title: str, total: int, log: Callable[[str], None], bar: dict):
@@ -156,14 +156,14 @@ def quoted(*words: str | Path) -> str:
     return " ".join(f'"{word}"' if re.search(r"[\s<>|&^()]", word) else word for word in words)
 
 
-def python(*words: str | Path) -> str:
+def python_command(*words: str | Path) -> str:
     """Return a command for this Python interpreter, as short as the user's PATH allows."""
     found = shutil.which("python")
     same = found and Path(found).parent.absolute() == Path(sys.executable).parent.absolute()
     return quoted("python" if same else sys.executable, *words)
 
 
-def from_here(path: Path) -> Path:
+def relative_path(path: Path) -> Path:
     """Return a path relative to the current folder."""
     try:
         return Path(os.path.relpath(path))

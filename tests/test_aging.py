@@ -16,7 +16,7 @@ from ops import denormalize, load_image
 from support import alignment, pretrained
 from support.errors import InputError
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
-from support.rendering import FEW, FILM_SIDE, read_input_faces
+from support.rendering import FILM_SIDE, MAX_FACE_ROWS, read_input_faces
 from tests.conftest import TINY
 from tests.test_alignment import photo
 from tools import package_model
@@ -48,7 +48,7 @@ def tiles(sheet, faces, labels=SHEET_LABELS, side=32, further=False):
     """The pictures of a labelled sheet, [rows, faces, side, side, 3], counted from its labels and its lower edge."""
     gap, margin, type_size = 2, 4, 12
     font = ImageFont.load_default(type_size)
-    if faces <= FEW and not further:  # a row for each face, the labels below
+    if faces <= MAX_FACE_ROWS and not further:  # a row for each face, the labels below
         top = sheet.shape[0] - margin - sum(font.getmetrics()) - gap - faces * (side + gap) + gap
         rows = [sheet[top + face * (side + gap) :][:side] for face in range(faces)]
         return np.array(

@@ -17,11 +17,11 @@ from support import alignment
 from support.alignment import (
     TEMPLATE,
     align_dataset,
-    apply,
-    doubt_alignment,
+    alignment_warning,
+    crop_square,
     find_faces,
     looks_aligned,
-    sample,
+    map_points,
     similarity,
 )
 from support.dataset import list_faces
@@ -89,7 +89,7 @@ def moved(points: np.ndarray, original: Image.Image, turned: Image.Image, degree
 
 def displacement(frame: np.ndarray, truth: np.ndarray) -> float:
     """How far the worst of the five points of TEMPLATE is off its place, in sides of the crop."""
-    inside = np.linalg.solve(frame[:, :2], (apply(truth, TEMPLATE) - frame[:, 2]).T).T
+    inside = np.linalg.solve(frame[:, :2], (map_points(truth, TEMPLATE) - frame[:, 2]).T).T
     return float(np.hypot(*(inside - TEMPLATE).T).max())
 
 
@@ -99,8 +99,8 @@ def test_a_turned_photo_gives_the_same_crop(portrait, points, degrees):
     (face,) = find_faces(turned).faces
     truth = similarity(TEMPLATE, moved(points, portrait, turned, degrees))
     assert displacement(face.frame, truth) < 0.05
-    upright = sample(portrait, similarity(TEMPLATE, points), 64)
-    assert np.abs(sample(turned, face.frame, 64).astype(int) - upright).mean() < 12
+    upright = crop_square(portrait, similarity(TEMPLATE, points), 64)
+    assert np.abs(crop_square(turned, face.frame, 64).astype(int) - upright).mean() < 12
 
 
 @pytest.mark.parametrize(("across", "down"), [(0.3, 0.3), (0.75, 1), (1.3, 1), (4, 4)])
@@ -153,7 +153,7 @@ def test_a_face_found_twice_is_returned_once_and_reported(portrait, points, monk
 )
 def test_detections_that_are_no_faces_are_rejected_with_place_and_reason(portrait, points, monkeypatch, look, doubt):
     monkeypatch.setattr(alignment, "find_points", lambda photo, quarters: points[np.newaxis])
-    monkeypatch.setattr(alignment, "run_onet", lambda view: look(alignment.VIEW))
+    monkeypatch.setattr(alignment, "run_onet", lambda view: look(alignment.ONET_TEMPLATE))
     found = find_faces(portrait)
     assert found.faces == []
     assert len(found.rejected) == 1 and found.rejected[0].startswith("at (2") and found.rejected[0].endswith(doubt)
@@ -179,13 +179,13 @@ def test_detection_uses_float32_whatever_the_run_uses(portrait, points):
 def test_a_similarity_is_recovered_and_never_reflects():
     turn = 30 * np.array([(0.6, -0.8), (0.8, 0.6)])
     expected = np.column_stack([turn, (5, -7)])
-    assert np.allclose(similarity(TEMPLATE, apply(expected, TEMPLATE)), expected)
+    assert np.allclose(similarity(TEMPLATE, map_points(expected, TEMPLATE)), expected)
     assert np.linalg.det(similarity(TEMPLATE, TEMPLATE * (-1, 1))[:, :2]) > 0
 
 
 def test_the_edge_is_repeated_beyond_the_photo():
     photo = Image.fromarray(np.linspace(0, 250, 50).repeat(40 * 3).reshape(50, 40, 3).astype(np.uint8))
-    crop = sample(photo, np.array([(60.0, 0, -30), (0, 60.0, 30)]), 60)
+    crop = crop_square(photo, np.array([(60.0, 0, -30), (0, 60.0, 30)]), 60)
     assert np.array_equal(crop, crop[:, :1].repeat(60, axis=1))
     assert np.all(crop[25:] == crop[-1]) and crop[-1, 0, 0] == 250
     assert np.allclose(crop[2:15], np.asarray(photo)[32:45, :1], atol=1)
@@ -194,7 +194,7 @@ def test_the_edge_is_repeated_beyond_the_photo():
 def test_a_reduced_crop_is_not_aliased():
     stripes = np.zeros([512, 512, 3], np.uint8)
     stripes[:, ::2] = 255
-    crop = sample(Image.fromarray(stripes), np.array([(300.0, -40, 90), (40, 300.0, 50)]), 40)
+    crop = crop_square(Image.fromarray(stripes), np.array([(300.0, -40, 90), (40, 300.0, 50)]), 40)
     assert np.abs(crop.astype(int) - 127).max() < 30
 
 
@@ -249,14 +249,14 @@ def make_photos(folder, number, share, drawn_folder):
 
 
 def test_a_set_of_unaligned_photos_is_reported_with_share_and_names(tmp_path, drawn_folder):
-    said = doubt_alignment(make_photos(tmp_path / "photos", 20, 0.6, drawn_folder))
+    said = alignment_warning(make_photos(tmp_path / "photos", 20, 0.6, drawn_folder))
     assert re.match(r"1[2-4] of 20 images sampled do not look like aligned faces, first ", said)
     assert said.count(".jpg") == 3 and "\n" not in said
 
 
 def test_aligned_faces_are_not_reported(tmp_path, drawn_folder, faces):
-    assert doubt_alignment(make_photos(tmp_path / "photos", 20, 0.1, drawn_folder)) == ""
-    assert doubt_alignment(faces) == ""
+    assert alignment_warning(make_photos(tmp_path / "photos", 20, 0.1, drawn_folder)) == ""
+    assert alignment_warning(faces) == ""
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from FaceAging import FaceAging
 from support import terminal
-from support.config import MODEL
+from support.config import MODEL_FLAGS
 from support.dataset import find_images
 from support.errors import InputError
 from support.flags import DEMO_FACES, make_parser, parse_flags
@@ -182,7 +182,7 @@ def test_a_name_without_images_is_reported_and_the_others_are_used(tmp_path, cap
 def test_the_flags_defaults_are_the_constructors():
     flags, _ = parse_flags([])
     parameters = inspect.signature(FaceAging).parameters
-    for flag, parameter in MODEL.items():
+    for flag, parameter in MODEL_FLAGS.items():
         if flag != "precision":  # auto, on the command line
             assert getattr(flags, flag) == parameters[parameter].default, flag
     parameters = inspect.signature(FaceAging.train).parameters
@@ -303,9 +303,9 @@ def test_without_a_terminal_lines_report_the_progress(monkeypatch):
 
 def test_a_command_names_the_python_that_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert terminal.python("-m", "pip", "install", "a<5") == "python -m pip install 'a<5'"
+    assert terminal.python_command("-m", "pip", "install", "a<5") == "python -m pip install 'a<5'"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert terminal.python("main.py") == terminal.quoted(sys.executable, "main.py")
+    assert terminal.python_command("main.py") == terminal.quoted(sys.executable, "main.py")
 
 
 # Processes with TensorFlow.

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from support import dataset
-from support.alignment import doubt_alignment
-from support.config import MODEL, restore_flags
+from support.alignment import alignment_warning
+from support.config import MODEL_FLAGS, restore_flags
 from support.dataset import describe, find_dataset, list_faces
 from support.errors import InputError
 from support.flags import parse_flags
@@ -166,7 +166,10 @@ def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
     for name in ("faces/", "./faces", "data/faces", "data/faces/"):
         flags, explicit = parse_flags([f"--dataset={name}"])
         assert find_dataset(flags.dataset) == Path("data/faces") and flags.dataset == "faces"
-        config = {"model": {name: getattr(flags, flag) for flag, name in MODEL.items()}, "training": {"dataset": name}}
+        config = {
+            "model": {name: getattr(flags, flag) for flag, name in MODEL_FLAGS.items()},
+            "training": {"dataset": name},
+        }
         restore_flags(flags, explicit, config, Path("save"))
     assert find_dataset("faces/") == Path("data/faces")
 
@@ -176,7 +179,7 @@ def test_the_demo_set_is_unpacked_anywhere_and_balanced(tmp_path):
     assert len(listing.faces) == 1000 and not listing.skipped and listing.conventions == {"UTKFace": 1000}
     bins = AgeBins().index([face.age for face in listing.faces])
     assert (np.histogram2d(bins, [face.gender for face in listing.faces], (10, 2))[0] == 50).all()
-    assert doubt_alignment(listing.faces) == "" and not find_copies([face.path for face in listing.faces])
+    assert alignment_warning(listing.faces) == "" and not find_copies([face.path for face in listing.faces])
     with Image.open(listing.faces[0].path) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
 

@@ -78,7 +78,7 @@ def test_known_suffixes_are_those_of_the_formats_read():
     for suffix, name in Image.registered_extensions().items():
         assert (suffix in images.suffixes()) == (name in known)
     assert "EPS" in Image.OPEN and "EPS" not in images.formats()  # it would run another program
-    assert images.why_unread("notes.txt") == images.why_unread("001A02.pts") == ""
+    assert images.unsupported_reason("notes.txt") == images.unsupported_reason("001A02.pts") == ""
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # the beginning of a phone's image
@@ -92,7 +92,7 @@ def test_heic_without_pillow_heif_is_reported_with_the_fix(tmp_path, capsys, mon
     for name in ("25_1_3_20170116174525125.heic", "25_1_3_20170116174525125.jpg", "26_1_3_20170116174525125.cr2"):
         (tmp_path / name).write_bytes(HEIC)
     saved(tmp_path / "27_1_3_20170116174525125.jpg", scene())
-    monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
+    monkeypatch.setattr(dataset, "MAX_BAD_SHARE", 1.0)
     assert list_faces(tmp_path).skipped == [
         ("25_1_3_20170116174525125.heic", "a HEIC image: pip install pillow-heif"),
         ("25_1_3_20170116174525125.jpg", "a HEIC image: pip install pillow-heif"),
@@ -243,7 +243,7 @@ def test_an_image_of_many_pixels_is_reduced(tmp_path, mode, monkeypatch):
     image = scene(600, 400).convert(mode)
     path = saved(tmp_path / "a.tif", image)
     whole = load_image(path, SIZE, 3)
-    monkeypatch.setattr(images, "MANY_PIXELS", 60_000)
+    monkeypatch.setattr(images, "MAX_READ_PIXELS", 60_000)
     assert images.read_image(path).size == (300, 200)
     assert difference(load_image(path, SIZE, 3), whole) < 2
 
@@ -347,7 +347,7 @@ def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
 
 
 def test_mutated_images_are_read_or_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
+    monkeypatch.setattr(dataset, "MAX_BAD_SHARE", 1.0)
     for i, (suffix, content) in enumerate(mutants(np.random.default_rng(3), MUTANTS)):
         (tmp_path / f"{i % 100}_0_0_{20170101 + i}{suffix}").write_bytes(content)
     listing = list_faces(tmp_path)

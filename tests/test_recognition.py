@@ -50,9 +50,9 @@ def test_resampling_keeps_uniform_images_mirrors_and_blurs():
 
     def resized(images, **columns):
         side = images.shape[1]
-        rows = recognition.resampling(side, recognition.sharpest(side))
+        rows = recognition.resampling(side, recognition.min_sigma(side))
         return recognition.resample(
-            images, rows, recognition.resampling(side, **{"sigma": recognition.sharpest(side)} | columns)
+            images, rows, recognition.resampling(side, **{"sigma": recognition.min_sigma(side)} | columns)
         ).numpy()
 
     assert np.allclose(resized(uniform), 200 / 127.5 - 1, atol=1e-4)

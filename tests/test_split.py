@@ -11,7 +11,7 @@ import pytest
 import main
 from FaceAging import FaceAging
 from support import batches, pretrained
-from support.batches import choose_measured, train_val_split
+from support.batches import choose_evaluation_faces, train_val_split
 from support.config import read_config
 from support.dataset import Face, list_faces
 from support.errors import InputError
@@ -178,7 +178,7 @@ def test_a_run_from_an_included_model_holds_out_faces_that_it_was_not_trained_on
     listed = list_faces(renamed).faces
     training, held_out, notes = train_val_split(listed, seed, init_model="aging")
     assert notes["held_out"].keys() == included.keys() and len(training) == 54
-    measured, notes = choose_measured(held_out, training, "aging")
+    measured, notes = choose_evaluation_faces(held_out, training, "aging")
     assert measured == held_out
     assert notes == {"held_out": True, "init_model": "aging", "init_model_trained_on": 0}
 
@@ -190,11 +190,13 @@ def test_faces_that_the_initial_model_was_trained_on_are_not_held_out(included, 
     listed, said = list_faces(folder).faces, []
     training, held_out, _ = train_val_split(listed, SEED, {}, said.append, init_model="aging")
     assert "included model aging was trained on all faces" in said[0]
-    measured, notes = choose_measured(held_out, training, "aging")
+    measured, notes = choose_evaluation_faces(held_out, training, "aging")
     assert measured == held_out and not notes["held_out"] and notes["init_model_trained_on"] == 5
     make_faces(folder / "more", number=1, seed=5)
     new = list_faces(folder / "more").faces
-    measured, notes = choose_measured(held_out + new, training, "aging")  # as of a run older than the fingerprints
+    measured, notes = choose_evaluation_faces(
+        held_out + new, training, "aging"
+    )  # as of a run older than the fingerprints
     assert measured == new and notes["held_out"] and notes["init_model_trained_on"] == 5
     assert "aging was trained on 5 of 6 faces" in capsys.readouterr().out
 
@@ -246,9 +248,9 @@ def test_a_resumed_run_holds_out_the_same_people_and_an_older_one_its_faces(tmp_
     del config["training"]["people"]
     older = train_val_split(faces, SEED, config)
     assert older.held_out == first.held_out and len(older.training) == 200 - len(first.held_out)
-    _, notes = choose_measured(older.held_out, older.training, None)
+    _, notes = choose_evaluation_faces(older.held_out, older.training, None)
     assert notes["people"] == notes["people_trained_on"] == 2
-    _, notes = choose_measured(first.held_out, first.training, None)
+    _, notes = choose_evaluation_faces(first.held_out, first.training, None)
     assert notes["people"] == 2 and notes["people_trained_on"] == 0
 
 

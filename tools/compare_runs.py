@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import main
-from support.batches import choose_measured, train_val_split
+from support.batches import choose_evaluation_faces, train_val_split
 from support.config import as_flag, read_config
 from support.dataset import find_dataset, list_faces
 from support.errors import InputError
@@ -71,7 +71,7 @@ def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     training = config["training"]
     faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
     trained_on, held_out, _ = train_val_split(faces, model.seed, config)
-    held_out, _ = choose_measured(held_out, trained_on, training.get("init_model"))
+    held_out, _ = choose_evaluation_faces(held_out, trained_on, training.get("init_model"))
     metrics = model.evaluate(held_out, identity, sorted(trained_on))
 
     load_image = functools.partial(ops.load_image, size_image=model.size_image, channels=model.num_input_channels)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from support import alignment
-from support.alignment import TEMPLATE, Detections, apply, find_faces, looks_aligned, side_of, similarity
+from support.alignment import TEMPLATE, Detections, find_faces, frame_side, looks_aligned, map_points, similarity
 from support.errors import InputError
 from tools import command, make_parser, run
 
@@ -111,7 +111,7 @@ def scene(rng: np.random.Generator, face: Image.Image, size: tuple[int, int] | N
 
 def displacement(frame: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
     """Return the largest displacement of points [N, 2] of the aligned image, relative to its width."""
-    inside = np.linalg.solve(frame[:, :2], (apply(truth, points) - frame[:, 2]).T).T
+    inside = np.linalg.solve(frame[:, :2], (map_points(truth, points) - frame[:, 2]).T).T
     return float(np.hypot(*(inside - points).T).max())
 
 
@@ -146,7 +146,7 @@ def measure_template(paths: list[Path]) -> None:
         image = read(path)
         faces = find_faces(image).faces
         count += len(faces)
-        points += [face.points / image.size for face in faces if abs(side_of(face.frame) / image.width - 1) < 0.2]
+        points += [face.points / image.size for face in faces if abs(frame_side(face.frame) / image.width - 1) < 0.2]
     print(f"aligned faces used as photos: {len(points)} of {len(paths)} found, {count - len(points)} others found")
     for name, (x, y), (across, down) in zip(POINTS, np.median(points, axis=0), np.std(points, axis=0), strict=True):
         print(f"{name:13} ({x:.3f}, {y:.3f}); spread ({across:.3f}, {down:.3f})")
@@ -218,11 +218,11 @@ def group(members: list[tuple[Image.Image, np.ndarray]], width: int, height: int
     """Return photos of one face each side by side in one image, faces `side` pixels wide, and their points there."""
     canvas, placed = texture(np.random.default_rng(3), width, height, "clouds"), []
     for i, (photo, points) in enumerate(members):
-        scale = side / side_of(similarity(TEMPLATE, points))
+        scale = side / frame_side(similarity(TEMPLATE, points))
         small, moved = changed(photo, across=scale, down=scale)
         corner = np.array([round(width * (i + 0.5) / len(members)), height // 2]) - np.array(small.size) // 2
         canvas.paste(small, tuple(corner.tolist()))
-        placed.append(apply(moved, points) + corner)
+        placed.append(map_points(moved, points) + corner)
     return canvas, placed
 
 
@@ -244,13 +244,13 @@ def measure_photos() -> None:
         members.append((photo, points))
         for kind, ways in CHANGES.items():
             for image, moved in (changed(photo, **way) for way in ways):
-                add(kind, image, [apply(moved, points)])
+                add(kind, image, [map_points(moved, points)])
     for name, width, side in GROUPS:
         for quarters in (0, 1, 3):
             image, faces = group(2 * members, width, width * 9 // 16, side)
             image, moved = changed(image, 90 * quarters)
             kind = f"four of {name} pixels in {width}{', rotated' if quarters else ''}"
-            add(kind, image, [apply(moved, points) for points in faces])
+            add(kind, image, [map_points(moved, points) for points in faces])
     for kind, tally in tallies.items():
         print(f"photos: {kind:40} {tally}")
 

@@ -21,13 +21,13 @@ from PIL import Image
 import main
 from support import figures
 from support.batches import train_val_split
-from support.config import TRAINING, as_flag, read_config
+from support.config import TRAINING_FLAGS, as_flag, read_config
 from support.dataset import Face, find_dataset, image_names, list_faces
 from support.files import atomic_write, write_json
 from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE, parse_name
-from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, PACKED, TRAINED_ON, fingerprints
+from support.pretrained import DEFAULT_MODEL, FINGERPRINTS_FILE, INCLUDED_MODELS, WEIGHTS_FILE, fingerprints
 from tools import command, make_parser, read_losses, run
 
 with main.silence():
@@ -43,11 +43,11 @@ FACES = DEMO / "faces"
 FACES_SEED = 5
 RACES = ("White", "Black", "Asian", "Indian", "other")  # UTKFace's codes 0 to 4
 # columns of the card's tables, with their decimals
-RECONSTRUCTION = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
-AGING = {"estimated_age": 1, "age_mae": 1, "gender_accuracy": 2, "aged_sharpness": 2}
-AGING |= {"real_faces": 0, "real_age": 1, "real_estimated_age": 1}
-IDENTITY = {"faces": 0, "reconstruction_verification": 2, "aged_verification": 2, "false_accept_rate": 2}
-IDENTITY |= {"reconstruction_verification_far1": 2, "aged_verification_far1": 2}
+RECONSTRUCTION_COLUMNS = {"faces": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "label_movement": 4}
+AGING_COLUMNS = {"estimated_age": 1, "age_mae": 1, "gender_accuracy": 2, "aged_sharpness": 2}
+AGING_COLUMNS |= {"real_faces": 0, "real_age": 1, "real_estimated_age": 1}
+IDENTITY_COLUMNS = {"faces": 0, "reconstruction_verification": 2, "aged_verification": 2, "false_accept_rate": 2}
+IDENTITY_COLUMNS |= {"reconstruction_verification_far1": 2, "aged_verification_far1": 2}
 BEGIN, END = "<!-- numbers, written by tools.package_model -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 WIDTH = 1600  # pixels of the large pictures
@@ -87,9 +87,9 @@ def pack(source: Path, bits: int = 8, folder: Path | None = None, faces: Sequenc
     model = load_averaged(source)
     if faces:
         model.fit_z(faces)
-    quantize_weights(folder / PACKED, [model.E, model.G], bits, model.z_distribution)
+    quantize_weights(folder / WEIGHTS_FILE, [model.E, model.G], bits, model.z_distribution)
     if faces:
-        np.save(folder / TRAINED_ON, np.sort(fingerprints([face.path for face in faces])))
+        np.save(folder / FINGERPRINTS_FILE, np.sort(fingerprints([face.path for face in faces])))
     config = read_config(source)
     if "steps" not in config["training"]:  # a packed model has them
         step = int(saved_checkpoints(source / "checkpoint")[0].rsplit("-", 1)[1])
@@ -110,21 +110,23 @@ def write_card(source: Path) -> None:
         f"{training_summary(read_config(folder))} Measured on the {count} held-out faces of the data set; small groups "
         "have a large uncertainty.",
         table(
-            "weights", {"8 bits, as included": metrics["overall"], **packing_costs(source, held_out)}, RECONSTRUCTION
+            "weights",
+            {"8 bits, as included": metrics["overall"], **packing_costs(source, held_out)},
+            RECONSTRUCTION_COLUMNS,
         ),
-        table("age", metrics["by_age"], RECONSTRUCTION),
-        table("gender", metrics["by_gender"], RECONSTRUCTION),
+        table("age", metrics["by_age"], RECONSTRUCTION_COLUMNS),
+        table("gender", metrics["by_gender"], RECONSTRUCTION_COLUMNS),
         "By race, as labelled in the data set:",
-        table("race", by_race(model, held_out), RECONSTRUCTION),
-        meanings(RECONSTRUCTION),
+        table("race", by_race(model, held_out), RECONSTRUCTION_COLUMNS),
+        meanings(RECONSTRUCTION_COLUMNS),
         "Ages and genders estimated by the age network, of generated and of real faces:",
-        table("requested age", metrics["aging"]["by_bin"], AGING),
-        meanings(AGING),
+        table("requested age", metrics["aging"]["by_bin"], AGING_COLUMNS),
+        meanings(AGING_COLUMNS),
     ]
     if identity := metrics.get("identity"):
         parts.append("Identity, by the face embedding of dlib:")
-        parts.append(table("age", {**identity["by_bin"], "all": identity["overall"]}, IDENTITY))
-        parts.append(meanings(IDENTITY))
+        parts.append(table("age", {**identity["by_bin"], "all": identity["overall"]}, IDENTITY_COLUMNS))
+        parts.append(meanings(IDENTITY_COLUMNS))
     card = folder / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -143,7 +145,7 @@ def meanings(columns: dict[str, int]) -> str:
 def training_summary(config: dict) -> str:
     """Return the card's sentences on the training of a packed model."""
     model, training = config["model"], config["training"]
-    values = {flag: training[flag] for flag in TRAINING if training.get(flag) and flag != "dataset"}
+    values = {flag: training[flag] for flag in TRAINING_FLAGS if training.get(flag) and flag != "dataset"}
     flags = " ".join(f"--{flag} {as_flag(value)}" for flag, value in values.items())
     summary = (
         f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model['size_batch']} faces) of "

@@ -42,7 +42,7 @@ COLUMNS = {"real_faces": 0, "real_age": 1, "real_estimated_age": 1, "real_age_ma
 def augment(images: np.ndarray, random: np.random.Generator) -> tf.Tensor:
     """Return randomly changed faces, uint8 [N, 128, 128, 3], as float32 [N, 64, 64, 3] in about [-1, 1]."""
     count = len(images)
-    sharp = recognition.sharpest(SIDE)
+    sharp = recognition.min_sigma(SIDE)
     draws = {
         "sigma": np.where(random.random(count) < 0.5, sharp, random.uniform(sharp, BLUR, count)),
         "shift": random.uniform(-SHIFT, SHIFT, [2, count]),

@@ -22,9 +22,9 @@ with main.silence():
     from FaceAging import FaceAging
     from support.pretrained import quantize_weights
 
-HALF = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
+DEFAULT_FLAGS = ["--num_encoder_channels=32", "--num_gen_channels=512", "--batch_size=64"]
 KEPT_EPOCHS = 4  # the last epochs, whose weights are averaged: 3 to 6 give about the same L1 on the held-out faces
-GENDERS, SEED = [MALE] * 5 + [FEMALE] * 5, 2  # of the random faces
+RANDOM_GENDERS, RANDOM_SEED = [MALE] * 5 + [FEMALE] * 5, 2  # of the random faces
 
 
 def kept_epochs(folder: Path) -> list[Path]:
@@ -39,15 +39,15 @@ def keep_epoch(model: FaceAging, training: list) -> None:
     for path in kept_epochs(model.save_dir)[:-KEPT_EPOCHS]:
         path.unlink()
     model.fit_z(training[: main.FITTED_FACES])
-    aged = model.at_every_age(model.sample(len(GENDERS), SEED), GENDERS)
-    save_image(model.save_dir / "random" / f"{name}.png", grid(aged.reshape(-1, *aged.shape[2:]), len(GENDERS)))
+    aged = model.at_every_age(model.sample(len(RANDOM_GENDERS), RANDOM_SEED), RANDOM_GENDERS)
+    save_image(model.save_dir / "random" / f"{name}.png", grid(aged.reshape(-1, *aged.shape[2:]), len(RANDOM_GENDERS)))
 
 
 @command
 def train(argv: list[str]) -> int:
     flags, explicit = parse_flags(argv)
     if not read_config(flags.savedir):  # a resumed run has its own
-        flags, explicit = parse_flags([*HALF, *argv])
+        flags, explicit = parse_flags([*DEFAULT_FLAGS, *argv])
     listing = main.find_faces(flags, explicit)
     model = main.build(flags, listing)
     training = train_val_split(listing.faces, model.seed, read_config(model.save_dir), lambda _: None).training

@@ -21,11 +21,11 @@ PRETRAINED = Path(__file__).parent
 # folders by name; "paper" has the weights of that recipe, with balanced age bins
 INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
 DEFAULT_MODEL = "aging"
-OLD_NAMES = {"2017": "paper"}
-TRAINED_ON = "trained_on.npy"  # file of the fingerprints of the images that an included model was trained on
-PACKED = "weights.npz"  # file of the weights of an included model
+OLD_MODEL_NAMES = {"2017": "paper"}
+FINGERPRINTS_FILE = "trained_on.npy"  # file of the fingerprints of the images that an included model was trained on
+WEIGHTS_FILE = "weights.npz"  # file of the weights of an included model
 REFERENCE_NAMES = {"kernel": "w", "bias": "b"}  # weight names of Keras and of the reference program
-EDGE = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
+MAX_Z = 1 - 1e-6  # the largest |z| taken for arctanh, which is infinite at 1
 
 
 class Distribution(NamedTuple):
@@ -39,7 +39,7 @@ def fit_distribution(z: np.ndarray) -> Distribution:
     """Fit the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
     if len(z) < 2:
         raise InputError("the distribution of z cannot be fitted to one face: use two or more")
-    unbounded = np.arctanh(np.clip(z.astype(np.float64), -EDGE, EDGE))
+    unbounded = np.arctanh(np.clip(z.astype(np.float64), -MAX_Z, MAX_Z))
     covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
     return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
 
@@ -59,11 +59,11 @@ def sample_distribution(distribution: Distribution | int, count: int, seed: int)
 
 def included_model(name: str) -> Path:
     """Return the folder of an included model. Raises InputError if there is none of this name, or files are missing."""
-    name = OLD_NAMES.get(name, name)
+    name = OLD_MODEL_NAMES.get(name, name)
     if name not in INCLUDED_MODELS:
         raise InputError(f"no included model is named {name}: use {' or '.join(INCLUDED_MODELS)}")
     folder = INCLUDED_MODELS[name]
-    for part in ("config.json", PACKED):
+    for part in ("config.json", WEIGHTS_FILE):
         if not (folder / part).is_file():
             raise InputError(f"{folder} has no {part}: install the program again")
     return folder
@@ -81,7 +81,7 @@ def included_name(folder: Path) -> str | None:
 
 def is_trained_on(name: str, paths: Sequence[str]) -> np.ndarray:
     """Return which images an included model was trained on, by their content, bool [N]."""
-    path = included_model(name) / TRAINED_ON
+    path = included_model(name) / FINGERPRINTS_FILE
     return np.isin(fingerprints(paths), np.load(path)) if path.exists() else np.zeros(len(paths), bool)
 
 
@@ -128,9 +128,9 @@ def quantize_weights(
 
 def read_distribution(folder: Path) -> Distribution | None:
     """Return the distribution of z stored with the weights in the folder, or None if there is none."""
-    if not (folder / PACKED).is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         return None
-    with np.load(folder / PACKED, allow_pickle=False) as arrays:
+    with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
         names = [f"z/{name}" for name in Distribution._fields]
         return Distribution(*(arrays[name] for name in names)) if names[0] in arrays else None
 
