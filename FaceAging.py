@@ -45,7 +45,7 @@ from support.evaluation import PASTED_FACES, SAME_PERSON, Evaluator, mean
 from support.figures import GRID_COLUMNS, animate_training, grid
 from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
-from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, complete_weights, networks_of
+from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, Term, complete_weights, networks_of
 from support.photo_editing import apply_edit, edits, own_labels, pasted_distances, read_photo, read_photos
 from support.pretrained import (
     DEFAULT_MODEL,
@@ -338,8 +338,21 @@ class FaceAging(Hyperparameters):
         gradients = {name: tape.gradient(objective, self.variables[name]) for name, objective in minimised.items()}
         for name, gradient in gradients.items():
             self.optimizers[name].apply(gradient, self.variables[name])
+        for name in loss_weights:
+            self._update_again(TERMS[name], step)
         histograms = {name: value for name, value in out.items() if name == "z" or name.endswith("logits")}
         return losses, histograms | {"z_prior": z_prior}
+
+    def _update_again(self, term: Term, step: Step) -> None:
+        """Make the updates of the term's auxiliary network beyond the first, on the same batch."""
+        if not term.network:
+            return
+        optimizer, variables = self.optimizers[term.network], self.variables[term.network]
+        for _ in range(AUXILIARY_NETWORKS[term.network].updates - 1):
+            with tf.GradientTape() as tape:
+                loss = term.compute(step)[f"{term.network}_loss"]
+                scaled = optimizer.scale_loss(loss / self.devices.replicas)
+            optimizer.apply(tape.gradient(scaled, variables), variables)
 
     # Training.
 

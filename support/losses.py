@@ -54,6 +54,7 @@ class AuxiliaryNetwork(NamedTuple):
 
     build: Callable  # takes Hyperparameters and returns the keras.Model
     rate: float  # its learning rate, relative to that of the paper's networks
+    updates: int = 1  # a step, all on the same batch
 
 
 def label_classifier(hyperparameters):
@@ -248,7 +249,7 @@ TERMS = {
     ),
 }
 AUXILIARY_NETWORKS = {
-    "C_z": AuxiliaryNetwork(label_classifier, rate=5),
+    "C_z": AuxiliaryNetwork(label_classifier, rate=5, updates=5),
     "C_img": AuxiliaryNetwork(image_classifier, rate=2.5),
 }
 PAPER_TERMS = tuple(name for name, term in TERMS.items() if not term.compute)

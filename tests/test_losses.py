@@ -110,6 +110,27 @@ def test_the_classifier_learns_five_times_as_fast(run):
     assert rates["C_z"] == pytest.approx(AUXILIARY_NETWORKS["C_z"].rate * rates["EG"]) == pytest.approx(1e-3)
 
 
+def test_C_z_alone_is_updated_several_times_a_step(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    labels = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, 0])
+    weights = {name: tf.constant(weight) for name, weight in complete_weights({"label": 0.02}).items()}
+    models = {}
+    for updates in (1, 5):
+        monkeypatch.setitem(AUXILIARY_NETWORKS, "C_z", AUXILIARY_NETWORKS["C_z"]._replace(updates=updates))
+        models[updates] = model = FaceAging(**TINY)
+        model.add_network("C_z")
+        model.train_step(images, *labels, tf.zeros([4, 50]), weights)
+        iterations = {name: int(optimizer.iterations) for name, optimizer in model.optimizers.items()}
+        assert iterations == {"EG": 1, "D_z": 1, "D_img": 1, "C_z": updates}
+    assert same(*(weights_of(model) for model in models.values()))
+    z = models[5].encode(images)
+    errors = {
+        updates: float(label_losses(Step(model.networks, None, *labels, {"z": z}, None, {}))["C_z_loss"])
+        for updates, model in models.items()
+    }
+    assert errors[5] < errors[1]
+
+
 def test_feature_loss_sums_mean_differences():
     real, generated = (
         [tf.zeros([2, 4, 4, 3]), tf.ones([2, 2, 2, 5])],
