@@ -125,6 +125,13 @@ class TrainingPlan(NamedTuple):
     schedule: str
     loss_weights: Mapping[str, float]
 
+    @property
+    def settings(self) -> dict:
+        """The settings that config.json records; decay_rate, which no flag sets, only if it is not 1."""
+        settings = {"learning_rate": float(self.learning_rate), "schedule": self.schedule}
+        settings |= {"decay_rate": float(self.decay_rate)} if self.decay_rate != 1 else {}
+        return settings | {"loss_weights": self.loss_weights}
+
     def rate(self, epochs: float) -> float:
         """Return the learning rate of E and G after this number of epochs, negative in pre-training."""
         epochs = max(epochs, 0)
@@ -377,21 +384,21 @@ class FaceAging(Hyperparameters):
 
         loss_weights: by the names of support.losses.TERMS. optimizer: that of E and G. The learning rate follows
         `schedule` over all epochs, times decay_rate every 2. Without use_trained_model, ten epochs with all weights 0
-        come first. init_model names an included model to start from. balance samples the age bins equally often; flip
-        mirrors half of the faces; cache keeps decoded images. config.json records `notes`. on_epoch_end gets the model.
-        Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the current batch, save, and return the
-        signal's number. Raises InputError if training cannot begin or resume, FloatingPointError if a loss is not
-        finite. Without a GPU, TensorFlow's operations are deterministic from this call on.
+        come first. init_model: an included model to start from. balance samples the age bins equally often; flip
+        mirrors half of the faces; cache keeps decoded images. config.json records these settings, and `notes`.
+        on_epoch_end is called with the model. Return None when all epochs are done. On Ctrl-C or SIGTERM, finish the
+        batch, save, and return the signal's number. Raises InputError if training cannot begin or resume,
+        FloatingPointError if a loss is not finite. Without a GPU, TensorFlow is deterministic from this call on.
         """
         self._choose_optimizer(optimizer)
         config = read_config(self.save_dir)
         training, held_out, record = train_val_split(faces, self.seed, config, self.devices.log, init_model)
         batches = self._batches(training, balance, flip, cache)
         self.devices.make_deterministic()
-        choices = {"balance": balance, "flip": flip, **(notes or {}), "optimizer": optimizer, "init_model": init_model}
-        notes = choices | {"faces": len(faces), "data": data_digest(faces), **record}
-        check_beginning(self.save_dir, use_trained_model, notes, self.config)
         plan = TrainingPlan(num_epochs, learning_rate, decay_rate, schedule, complete_weights(loss_weights))
+        settings = {"optimizer": optimizer, **plan.settings, "balance": balance, "flip": flip, "init_model": init_model}
+        notes = {**(notes or {}), **settings, "faces": len(faces), "data": data_digest(faces), **record}
+        check_beginning(self.save_dir, use_trained_model, notes, self.config)
         with Run(self.save_dir, self.devices, status_line) as run:  # locks the folder
             self._begin(plan, use_trained_model, init_model)
             self.devices.check_agreement(self.config, int(self.step), training, plan, balance, flip)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.alignment import align_dataset, aligned_name, alignment_warning, photos_name
 from support.batches import choose_evaluation_faces, train_val_split
-from support.config import MODEL_FLAGS, TRAINING_FLAGS, check_sizes, read_config, restore_flags
+from support.config import MODEL_FLAGS, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
 from support.errors import InputError, exhausted, printable
 from support.files import output_name, writable, write_json
@@ -79,7 +79,7 @@ def fit(model, faces: list[Face], flags: argparse.Namespace, on_epoch_end=None) 
         balance=flags.balance,
         flip=flags.flip,
         cache=flags.cache,
-        notes={flag: getattr(flags, flag) for flag in TRAINING_FLAGS},
+        notes={"dataset": flags.dataset, "unknown_gender": flags.unknown_gender},
         on_epoch_end=on_epoch_end,
     )
 

@@ -93,8 +93,12 @@ def _integer_rule(low: int = 1, high: int = 10**9) -> tuple:
     return f"a whole number within {low}-{high}", lambda value: type(value) is int and low <= value <= high
 
 
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _is_number_list(value) -> bool:
-    return type(value) is list and all(type(each) in (int, float) and 0 <= each < math.inf for each in value)
+    return type(value) is list and all(map(_is_number, value))
 
 
 def _is_loss_weights(value) -> bool:
@@ -115,7 +119,7 @@ MODEL_SCHEMA = {
     "num_z_channels": _integer_rule(),
     "num_categories": _integer_rule(),
     "num_gen_channels": _integer_rule(),
-    "tile_ratio": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "tile_ratio": ("a number above 0", lambda value: _is_number(value) and value > 0),
     "age_bounds": ("a list of ages", lambda value: _is_number_list(value) and all(type(each) is int for each in value)),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "seed": _integer_rule(0, LARGEST_SEED),
@@ -126,7 +130,8 @@ TRAINING_SCHEMA = {
     "dataset": ("a name", lambda value: type(value) is str),
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
     "schedule": (f"one of {', '.join(SCHEDULES)}", lambda value: value in SCHEDULES),
-    "learning_rate": ("a number between 0 and 1", lambda value: type(value) is float and 0 < value < 1),
+    "learning_rate": ("a number from 0 up", _is_number),
+    "decay_rate": ("a number from 0 up", _is_number),
     "loss_weights": ("weights of losses by name, or a list of three or five", _is_loss_weights),
     "balance": BOOLEAN_RULE,
     "flip": BOOLEAN_RULE,

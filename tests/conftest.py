@@ -86,8 +86,7 @@ def run(tmp_path_factory, faces):
     from FaceAging import FaceAging
 
     model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("run") / "save")
-    notes = {"dataset": "drawn", "loss_weights": [1e-4] * 3, "learning_rate": 0.01}
-    notes |= {"balance": False, "unknown_gender": False}
+    notes = {"dataset": "drawn", "unknown_gender": False}
     assert model.train(faces, num_epochs=1, learning_rate=0.01, notes=notes) is None
     return model
 

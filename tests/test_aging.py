@@ -1,4 +1,4 @@
-"""Aging: sheets of any number of faces, exact ages, blends, random faces, and refused input."""
+"""Aging: sheets of any number of faces, exact ages, blends, random faces, and invalid input."""
 
 import re
 import shutil
@@ -45,7 +45,7 @@ def fresh(model, tmp_path):
 
 
 def tiles(sheet, faces, labels=SHEET_LABELS, side=32, further=False):
-    """The pictures of a labelled sheet, [rows, faces, side, side, 3], counted from its labels and its lower edge."""
+    """Return the images of a sheet, [rows, faces, side, side, 3]; positions follow from its labels and size."""
     gap, margin, type_size = 2, 4, 12
     font = ImageFont.load_default(type_size)
     if faces <= MAX_FACE_ROWS and not further:  # a row for each face, the labels below
@@ -61,7 +61,7 @@ def tiles(sheet, faces, labels=SHEET_LABELS, side=32, further=False):
 
 
 @pytest.mark.parametrize(("count", "sheets"), [(1, [1]), (3, [3]), (10, [10]), (23, [10, 10, 3])])
-def test_any_number_of_faces_is_aged_ten_a_sheet(fresh, faces, tmp_path, count, sheets):
+def test_any_number_of_faces_is_rendered_ten_per_sheet(fresh, faces, tmp_path, count, sheets):
     paths = [face.path for face in faces[:count]]
     assert fresh.test(paths) == count
     suffixes = [""] + [f"_{number}" for number in range(2, len(sheets) + 1)]
@@ -72,16 +72,16 @@ def test_any_number_of_faces_is_aged_ten_a_sheet(fresh, faces, tmp_path, count, 
         for number, (suffix, width) in enumerate(zip(suffixes, sheets, strict=True)):
             shown = tiles(iio.imread(tmp_path / f"test/test_as_{name}{suffix}.png"), width, further=number > 0)
             row = images[10 * number : 10 * number + width]
-            assert np.array_equal(shown[0], row)  # the faces themselves on top
-            labelled = faces[10 * number : 10 * number + width]  # then what is kept of them at their own age and gender
+            assert np.array_equal(shown[0], row)  # the input in the first row
+            labelled = faces[10 * number : 10 * number + width]  # then the reconstructions at their own age and gender
             ages, genders = fresh.bins.one_hot([f.age for f in labelled]), gender_labels([f.gender for f in labelled])
-            kept = denormalize(fresh.G([fresh.encode(row), ages, genders], training=False)).numpy()
-            assert np.abs(shown[1].astype(int) - kept).max() <= 1
-            for age, pictures in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
-                assert np.abs(pictures.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
+            reconstructed = denormalize(fresh.G([fresh.encode(row), ages, genders], training=False)).numpy()
+            assert np.abs(shown[1].astype(int) - reconstructed).max() <= 1
+            for age, images in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
+                assert np.abs(images.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
 
 
-def test_age_between_two_bins_lies_between_them(model, faces):
+def test_age_between_two_centres_is_interpolated(model, faces):
     z = model.encode(np.stack([load_image(faces[0].path, 32, 3)]))
     young, between, old = (model.generate(z, [age], [MALE]).astype(int) for age in (2.5, 5.25, 8))
     assert not np.array_equal(young, old)
@@ -89,14 +89,14 @@ def test_age_between_two_bins_lies_between_them(model, faces):
     assert np.abs(between - (young + old) / 2).mean() < np.abs(young - old).mean()
 
 
-def test_one_face_is_aged_to_many_ages(model, faces):
-    picture = np.asarray(Image.open(faces[0].path))[np.newaxis]  # [1, 128, 128, 3]
-    aged = model.generate(np.repeat(model.encode(picture), 3, axis=0), [5, 40, 80], FEMALE)
+def test_age_broadcasts_one_image_to_many_ages(model, faces):
+    image = np.asarray(Image.open(faces[0].path))[np.newaxis]  # [1, 128, 128, 3]
+    aged = model.generate(np.repeat(model.encode(image), 3, axis=0), [5, 40, 80], FEMALE)
     assert aged.shape == (3, 32, 32, 3) and aged.dtype == np.uint8
-    assert np.abs(model.age(picture, [5, 40, 80], [FEMALE]).astype(int) - aged).max() <= 1  # one z stands for all
+    assert np.abs(model.age(image, [5, 40, 80], [FEMALE]).astype(int) - aged).max() <= 1  # one z for all ages
 
 
-def test_genders_are_words_or_numbers_and_nothing_else(fresh, faces, tmp_path):
+def test_genders_are_words_or_numbers_and_others_are_rejected(fresh, faces, tmp_path):
     images = np.stack([load_image(face.path, 32, 3) for face in faces[:2]])
     assert np.array_equal(fresh.age(images, 30, "female"), fresh.age(images, 30, FEMALE))
     assert np.array_equal(fresh.age(images, 30, ["male", "female"]), fresh.age(images, 30, [MALE, FEMALE]))
@@ -113,7 +113,7 @@ def test_genders_are_words_or_numbers_and_nothing_else(fresh, faces, tmp_path):
     assert fresh.blend(faces[0].path, faces[1].path, (8, 65), "female").is_file()
 
 
-def test_results_do_not_depend_on_how_many_faces_are_aged_together(model, faces):
+def test_results_do_not_depend_on_the_number_of_faces(model, faces):
     images = np.stack([load_image(face.path, 32, 3) for face in faces])
     together = model.age(np.concatenate([images, images]), 30, MALE)  # 120: more than a batch
     alone = model.age(images[:1], 30, MALE)
@@ -121,8 +121,8 @@ def test_results_do_not_depend_on_how_many_faces_are_aged_together(model, faces)
     assert np.abs(together[60].astype(int) - alone[0]).max() <= 1
 
 
-def test_unlabelled_faces_have_no_row_of_their_label(fresh, faces, tmp_path):
-    copy = tmp_path / "portrait.jpg"
+def test_unlabelled_faces_have_no_reconstruction_row(fresh, faces, tmp_path):
+    copy = tmp_path / "unlabelled.jpg"
     copy.write_bytes(Path(faces[0].path).read_bytes())
     fresh.test([copy])
     with_label, without = read_input_faces([faces[0].path, copy], 32, 3, align=False)
@@ -133,7 +133,7 @@ def test_unlabelled_faces_have_no_row_of_their_label(fresh, faces, tmp_path):
     assert widths[1] - widths[0] == 34  # a column of 32 pixels and the gap
 
 
-def test_exact_ages_give_a_picture_per_face_age_and_gender(fresh, faces, tmp_path):
+def test_exact_ages_write_one_image_per_face_age_and_gender(fresh, faces, tmp_path):
     paths = [face.path for face in faces[:2]]
     assert fresh.test(paths, genders=[FEMALE], ages=[8.5, 65]) == 2
     stems = [Path(path).stem for path in paths]
@@ -145,7 +145,7 @@ def test_exact_ages_give_a_picture_per_face_age_and_gender(fresh, faces, tmp_pat
     assert np.abs(shown.astype(int) - fresh.age(image, 65, FEMALE)[0]).max() <= 1
 
 
-def test_faces_of_one_name_do_not_overwrite_each_other(fresh, faces, tmp_path):
+def test_faces_with_equal_names_do_not_overwrite_each_other(fresh, faces, tmp_path):
     names = ["a/me.jpg", "a/me.png", "a/me_2.jpg", "b/Me.jpg"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -155,11 +155,11 @@ def test_faces_of_one_name_do_not_overwrite_each_other(fresh, faces, tmp_path):
     assert written == {"me_30_male.png", "me_2_30_male.png", "me_2_2_30_male.png", "Me_3_30_male.png"}
 
 
-def test_pictures_of_every_kind_and_name_are_aged(fresh, faces, tmp_path):
+def test_images_of_every_mode_and_name_are_aged(fresh, faces, tmp_path):
     (folder := tmp_path / "in").mkdir()
     face = Image.open(faces[0].path).convert("RGB")
     turned = Image.Exif()
-    turned[0x112] = 6  # as a phone writes what it took upright
+    turned[0x112] = 6  # as phones store upright photos
     face.convert("L").save(folder / "grey.png")
     face.convert("RGBA").save(folder / "Zoë Müller.png")
     face.convert("CMYK").save(folder / "two words.jpg")
@@ -173,14 +173,14 @@ def test_pictures_of_every_kind_and_name_are_aged(fresh, faces, tmp_path):
     assert np.array_equal(upright, plain)
 
 
-def test_pictures_are_read_when_their_turn_comes(fresh, faces, capsys):
-    portraits = read_input_faces([faces[0].path, "missing.jpg"], 32, 3, align=False)
-    next(portraits)
+def test_images_are_read_lazily(fresh, faces, capsys):
+    inputs = read_input_faces([faces[0].path, "missing.jpg"], 32, 3, align=False)
+    next(inputs)
     assert "missing.jpg" not in capsys.readouterr().out
-    assert list(portraits) == [] and "missing.jpg: no such file" in capsys.readouterr().out
+    assert list(inputs) == [] and "missing.jpg: no such file" in capsys.readouterr().out
 
 
-def test_film_goes_from_young_to_old_and_back(fresh, faces, tmp_path):
+def test_film_runs_from_young_to_old_and_back(fresh, faces, tmp_path):
     fresh.test([faces[0].path], genders=[FEMALE], animate="gif")
     film = tmp_path / f"test/{Path(faces[0].path).stem}_female.gif"
     frames = iio.imread(film, index=None)
@@ -190,10 +190,10 @@ def test_film_goes_from_young_to_old_and_back(fresh, faces, tmp_path):
     ages = frames[:, : -FILM_SIDE - 6]  # above the face and its margin
     assert ages.shape[1] > 12 and (ages < 128).any(axis=(1, 2, 3)).all()
     assert not np.array_equal(ages[0], ages[len(frames) // 2])
-    assert frames.shape[2] == FILM_SIDE + 12  # as wide as the age is, however small the face
+    assert frames.shape[2] == FILM_SIDE + 12  # small faces are enlarged so that the age label fits
 
 
-def test_a_blend_leads_from_one_face_to_the_other_at_both_ages(fresh, faces, tmp_path):
+def test_blend_interpolates_between_two_faces_at_both_ages(fresh, faces, tmp_path):
     first, second = faces[0], faces[-1]
     path = fresh.blend(first.path, second.path)
     assert path.parent == tmp_path / "test"
@@ -205,7 +205,7 @@ def test_a_blend_leads_from_one_face_to_the_other_at_both_ages(fresh, faces, tmp
         assert np.abs(row[[0, -1]].astype(int) - ends).max() <= 1
 
 
-def test_a_blend_of_unnamed_faces_asks_for_their_ages(fresh, faces, tmp_path):
+def test_blend_of_unlabelled_faces_requires_ages(fresh, faces, tmp_path):
     copy = tmp_path / "me.jpg"
     copy.write_bytes(Path(faces[0].path).read_bytes())
     with pytest.raises(InputError, match="--age A,B"):
@@ -213,14 +213,14 @@ def test_a_blend_of_unnamed_faces_asks_for_their_ages(fresh, faces, tmp_path):
     assert fresh.blend(copy, faces[0].path, ages=[20, 30], genders=[MALE, MALE]).exists()
 
 
-def test_main_blends_two_faces_and_says_where(save_dir, faces, capsys):
+def test_main_blends_two_faces_and_prints_the_path(save_dir, faces, capsys):
     first, second = (face.path for face in faces[:2])
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--blend", first, second]) == 0
     drawn = save_dir / "test" / f"blend_{Path(first).stem}_{Path(second).stem}.png"
     assert capsys.readouterr().out.splitlines()[-1] == f"Done! Results are saved as {drawn}" and drawn.is_file()
 
 
-def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
+def test_blend_aligns_photos_and_rejects_several_faces(fresh, tmp_path):
     for name, count in (("one.png", 1), ("two.png", 2)):
         Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)][:count])).save(tmp_path / name)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
@@ -230,18 +230,18 @@ def test_a_blend_takes_one_face_of_each_photo(fresh, tmp_path):
     assert not np.array_equal(iio.imread(path), iio.imread(fresh.blend(one, one, [20, 30], [MALE, MALE])))
 
 
-def test_main_names_a_photo_without_a_face_and_goes_on(save_dir, tmp_path, capfd):
+def test_main_reports_a_photo_without_a_face_and_continues(save_dir, tmp_path, capfd):
     Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)])).save(tmp_path / "two.png")
-    Image.fromarray(photo([])).save(tmp_path / "nobody.png")
+    Image.fromarray(photo([])).save(tmp_path / "empty.png")
     flags = ["--is_train", "False", "--savedir", str(save_dir), "--align", "True", "--testdir"]
     assert main.main([*flags, str(tmp_path)]) == 0
     printed = capfd.readouterr().out
-    assert "nobody.png: no face found" in printed and "2 faces aged" in printed
-    assert main.main([*flags, str(tmp_path / "nobody.png")]) == 2
-    assert capfd.readouterr().err.endswith(f"main.py: no face to age in {tmp_path / 'nobody.png'}\n")
+    assert "empty.png: no face found" in printed and "2 faces aged" in printed
+    assert main.main([*flags, str(tmp_path / "empty.png")]) == 2
+    assert capfd.readouterr().err.endswith(f"main.py: no face to age in {tmp_path / 'empty.png'}\n")
 
 
-def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh, faces, tmp_path, monkeypatch):
+def test_missing_mtcnn_is_an_input_error_with_the_install_command(fresh, faces, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mtcnn.stages", None)
     alignment._networks.cache_clear()
     with pytest.raises(InputError, match="mtcnn: .* -m pip install mtcnn"):
@@ -249,21 +249,21 @@ def test_without_mtcnn_aligning_is_refused_in_one_line_that_names_the_mend(fresh
     assert fresh.test([faces[0].path], genders=[MALE]) == 1
 
 
-def test_a_picture_far_from_an_aligned_face_is_warned_of(fresh, faces, tmp_path, capfd):
+def test_unaligned_image_causes_a_warning(fresh, faces, tmp_path, capfd):
     noise = np.random.default_rng(0).integers(0, 256, [200, 200, 3], np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     fresh.test([tmp_path / "noise.png"], genders=[MALE], ages=[30])
     assert "noise.png" in (error := capfd.readouterr().err) and "--align True" in error
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_left_out(fresh, faces, tmp_path, capfd):
+def test_unreadable_image_is_reported_and_skipped(fresh, faces, tmp_path, capfd):
     bad = tmp_path / "broken.jpg"
-    bad.write_bytes(b"not a picture")
+    bad.write_bytes(b"not an image")
     assert fresh.test([faces[0].path, bad]) == 1
     assert "broken.jpg" in capfd.readouterr().out
 
 
-def test_a_name_too_long_for_what_is_made_of_it_is_shortened(fresh, faces, tmp_path):
+def test_too_long_file_names_are_shortened(fresh, faces, tmp_path):
     long = [tmp_path / f"{'字' * 82}{i}.png" for i in range(2)]
     for path in long:
         path.write_bytes(Path(faces[0].path).read_bytes())
@@ -274,7 +274,7 @@ def test_a_name_too_long_for_what_is_made_of_it_is_shortened(fresh, faces, tmp_p
     assert fresh.blend(*long, ages=(8, 65), genders=(0, 1)).is_file()
 
 
-def test_nothing_is_written_where_no_picture_can_be_read(fresh, tmp_path):
+def test_nothing_is_written_if_all_images_are_unreadable(fresh, tmp_path):
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"")
     with pytest.raises(InputError, match="no face to age in .*broken.jpg"):
@@ -282,13 +282,13 @@ def test_nothing_is_written_where_no_picture_can_be_read(fresh, tmp_path):
     assert list(tmp_path.iterdir()) == [bad]
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_load_rejects_a_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match="no trained model"):
         FaceAging.load(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_main_ages_a_folder_and_says_so(save_dir, drawn_folder, capsys):
+def test_main_ages_a_folder_and_prints_the_result(save_dir, drawn_folder, capsys):
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(drawn_folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
@@ -301,16 +301,16 @@ def test_main_ages_a_folder_and_says_so(save_dir, drawn_folder, capsys):
     ]
 
 
-def test_main_ages_one_picture_or_a_pattern(save_dir, faces, drawn_folder, capsys):
+def test_main_ages_a_single_image_or_a_pattern(save_dir, faces, drawn_folder, capsys):
     for testdir, count in ((faces[0].path, 1), (str(drawn_folder / "1?_0_*.jpg"), None)):
         assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", testdir]) == 0
         matched = count or len(list(drawn_folder.glob("1?_0_*.jpg")))
         assert re.search(rf"^{matched} faces? aged$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_main_refuses_a_folder_in_which_no_picture_can_be_read(save_dir, tmp_path, capfd):
+def test_main_rejects_a_folder_of_unreadable_images(save_dir, tmp_path, capfd):
     for name in ("one.jpg", "two.png"):
-        (tmp_path / name).write_bytes(b"no picture")
+        (tmp_path / name).write_bytes(b"not an image")
     before = sorted(save_dir.rglob("*"))
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
     printed = capfd.readouterr()
@@ -320,15 +320,15 @@ def test_main_refuses_a_folder_in_which_no_picture_can_be_read(save_dir, tmp_pat
 
 
 @pytest.mark.parametrize("content", ["a file", "nothing"])
-def test_main_refuses_a_testdir_without_pictures(save_dir, tmp_path, capsys, content):
+def test_main_rejects_a_testdir_without_images(save_dir, tmp_path, capsys, content):
     if content == "a file":
-        (tmp_path / "notes.txt").write_text("no picture")
+        (tmp_path / "notes.txt").write_text("not an image")
     assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no images in" in error
 
 
-def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypatch):
+def test_python_example_of_the_readme_runs(save_dir, faces, tmp_path, monkeypatch):
     monkeypatch.setattr("FaceAging.included_model", lambda name: save_dir)
     monkeypatch.chdir(tmp_path)
     Path("face.jpg").write_bytes(Path(faces[0].path).read_bytes())
@@ -343,7 +343,7 @@ def test_the_readmes_python_runs_as_printed(save_dir, faces, tmp_path, monkeypat
     assert [image.shape for image in names["photos"]] == [(128, 128, 3)] * 2
 
 
-def test_later_calls_trace_nothing_again(save_dir, faces):
+def test_later_calls_do_not_retrace(save_dir, faces):
     model = FaceAging.load(save_dir)
     images = np.stack([load_image(face.path, 32, 3) for face in faces[:5]])
 
@@ -355,7 +355,7 @@ def test_later_calls_trace_nothing_again(save_dir, faces):
     once = traced()
     model.age(images[1:2], 65, FEMALE)
     assert traced() == once == [1, 1]
-    model.age(images[:2], 65, FEMALE)  # now for any number of faces
+    model.age(images[:2], 65, FEMALE)  # traced again for any number of faces
     twice = traced()
     for count in (1, 3, 5):
         model.age(images[:count], 30, MALE)
@@ -363,12 +363,12 @@ def test_later_calls_trace_nothing_again(save_dir, faces):
 
 
 @pytest.mark.parametrize("images", [np.zeros([32, 32, 3], np.uint8), np.zeros([1, 32, 32, 3], np.float32)])
-def test_arrays_that_are_no_pictures_are_refused(model, images):
+def test_encode_rejects_arrays_of_other_shapes_or_types(model, images):
     with pytest.raises(InputError, match=r"uint8 \[N, H, W, C\] .*, not"):
         model.encode(images)
 
 
-def test_further_sheets_of_an_earlier_call_are_removed(tmp_path, drawn_folder):
+def test_numbered_sheets_of_an_earlier_call_are_removed(tmp_path, drawn_folder):
     model = FaceAging(**TINY, save_dir=tmp_path)
     paths = sorted(drawn_folder.iterdir())
     mine = ["test_as_male_2_mine.png", "test_as_male_old.png", "test_as_male_02.png"]
@@ -380,7 +380,7 @@ def test_further_sheets_of_an_earlier_call_are_removed(tmp_path, drawn_folder):
     model.draw_random(10)
     assert {path.name for path in (tmp_path / "test").iterdir()} == {
         *("test_as_male.png", "test_as_male_2.png"),
-        *("test_as_female.png", "test_as_female_2.png", "test_as_female_3.png"),  # of other faces, not drawn now
+        *("test_as_female.png", "test_as_female_2.png", "test_as_female_3.png"),  # not part of the later call
         *("random_as_male.png", "random_as_female.png"),
         *mine,
     }
@@ -413,7 +413,7 @@ def test_samples_depend_on_the_seed_but_not_on_the_count(z):
     )
 
 
-def test_codes_of_1_are_fitted():
+def test_fit_accepts_codes_at_the_limits():
     assert np.isfinite(
         pretrained.fit_distribution(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance
     ).all()
@@ -428,12 +428,12 @@ def test_a_packed_model_has_the_distribution_of_z(run, tmp_path, faces):
     np.testing.assert_allclose(packed.sample(4), model.sample(4), atol=1e-4)
 
 
-def test_without_a_distribution_z_is_drawn_from_the_prior():
+def test_without_a_distribution_z_is_sampled_from_the_prior():
     z = FaceAging(**TINY).sample(500)
     assert z.shape == (500, 50) and z.std() == pytest.approx(1 / np.sqrt(3), rel=0.02)
 
 
-def test_main_draws_random_faces_ten_on_a_sheet(run, workplace, monkeypatch, capsys):
+def test_main_renders_random_faces_ten_per_sheet(run, workplace, monkeypatch, capsys):
     shutil.copytree(run.save_dir, "save")
     assert main.main(["--is_train=False", "--random=12", "--gender=female"]) == 0
     sheets = {path.name: iio.imread(path) for path in (workplace / "save/test").glob("random*")}
@@ -443,14 +443,14 @@ def test_main_draws_random_faces_ten_on_a_sheet(run, workplace, monkeypatch, cap
     (workplace / "data/drawn").unlink()
     drawn = []
     sample = FaceAging.sample
-    monkeypatch.setattr(FaceAging, "sample", lambda *said: drawn.append(said[1:]) or sample(*said))
+    monkeypatch.setattr(FaceAging, "sample", lambda *arguments: drawn.append(arguments[1:]) or sample(*arguments))
     assert main.main(["--is_train=False", "--random=1", "--seed=3"]) == 0
-    assert drawn == [(1, 3)]  # the seed of the run is another
+    assert drawn == [(1, 3)]  # not the seed of the run
     assert "from U(-1, 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", ["0", "-3", "100000", "ten"])
-def test_a_wrong_number_of_random_faces_is_refused(number, tmp_path, monkeypatch, capsys):
+def test_invalid_number_of_random_faces_is_rejected(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main.main(["--is_train=False", f"--random={number}"])
@@ -459,12 +459,12 @@ def test_a_wrong_number_of_random_faces_is_refused(number, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("flag", ["--testdir=x", "--age=8", "--animate=gif", "--align=True"])
-def test_random_faces_and_flags_of_photos_are_refused_together(flag, tmp_path, monkeypatch, capsys):
+def test_random_rejects_flags_of_photos(flag, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["--is_train=False", "--random=3", flag]) == 2
     assert flag.partition("=")[0] in capsys.readouterr().err
 
 
-def test_a_distribution_needs_two_codes():
+def test_fit_rejects_a_single_code():
     with pytest.raises(InputError, match="use two or more"):
         pretrained.fit_distribution(np.zeros([1, 5], np.float32))

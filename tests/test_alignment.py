@@ -41,16 +41,16 @@ def portrait() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def points(portrait) -> np.ndarray:
-    """Where the portrait's eyes, nose and mouth are: within 6 pixels of where a person reads them off."""
+    """The eyes, nose and mouth of the portrait, detected within 6 pixels of manually located positions."""
     (face,) = find_faces(portrait).faces
     assert np.abs(face.points - [(222, 191), (306, 186), (268, 236), (228, 280), (309, 279)]).max() < 6
     return face.points
 
 
 def drawn_face(side: int = SIDE) -> np.ndarray:
-    """A drawn aligned face, uint8 [side, side, 3]: shaded ellipses where UTKFace has the features."""
-    picture = Image.new("RGB", (4 * side, 4 * side), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    """Return a drawn aligned face, uint8 [side, side, 3]: shaded ellipses placed like the features in UTKFace."""
+    image = Image.new("RGB", (4 * side, 4 * side), BACKGROUND)
+    draw = ImageDraw.Draw(image)
 
     def ellipse(x, y, width, height, colour):
         box = [4 * side * v for v in (x - width / 2, y - height / 2, x + width / 2, y + height / 2)]
@@ -67,11 +67,11 @@ def drawn_face(side: int = SIDE) -> np.ndarray:
     ellipse(0.5, 0.42, 0.07, 0.3, (240, 205, 180))
     ellipse(0.5, 0.58, 0.17, 0.05, (150, 105, 85))
     ellipse(0.5, 0.75, 0.32, 0.08, (150, 60, 60))
-    return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
+    return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def photo(faces: list[tuple[float, float, float, float]], width: int = 600, height: int = 400) -> np.ndarray:
-    """Drawn faces (x, y of the middle, side, tilt clockwise in degrees) on a plain ground, uint8 [height, width, 3]."""
+    """Return drawn faces (x, y of the centre, side, clockwise tilt in degrees) on a plain ground, uint8 [H, W, 3]."""
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     for x, y, side, tilt in faces:
         face = Image.fromarray(drawn_face()).resize((side, side))
@@ -81,20 +81,20 @@ def photo(faces: list[tuple[float, float, float, float]], width: int = 600, heig
 
 
 def moved(points: np.ndarray, original: Image.Image, turned: Image.Image, degrees: float) -> np.ndarray:
-    """Points of a photo where they are once it is turned clockwise about its middle."""
+    """Return points of a photo after it is rotated clockwise about its centre."""
     a = np.exp(1j * np.radians(degrees))
     turn = np.array([(a.real, -a.imag), (a.imag, a.real)])
     return (points - np.divide(original.size, 2)) @ turn.T + np.divide(turned.size, 2)
 
 
 def displacement(frame: np.ndarray, truth: np.ndarray) -> float:
-    """How far the worst of the five points of TEMPLATE is off its place, in sides of the crop."""
+    """Return the largest displacement of the five points of TEMPLATE, in sides of the crop."""
     inside = np.linalg.solve(frame[:, :2], (map_points(truth, TEMPLATE) - frame[:, 2]).T).T
     return float(np.hypot(*(inside - TEMPLATE).T).max())
 
 
 @pytest.mark.parametrize("degrees", [-40, -15, 25, 40, 90, 180, 270])
-def test_a_turned_photo_gives_the_same_crop(portrait, points, degrees):
+def test_rotated_photo_gives_the_same_crop(portrait, points, degrees):
     turned = portrait.rotate(-degrees, Image.Resampling.BICUBIC, expand=True)
     (face,) = find_faces(turned).faces
     truth = similarity(TEMPLATE, moved(points, portrait, turned, degrees))
@@ -104,12 +104,12 @@ def test_a_turned_photo_gives_the_same_crop(portrait, points, degrees):
 
 
 @pytest.mark.parametrize(("across", "down"), [(0.3, 0.3), (0.75, 1), (1.3, 1), (4, 4)])
-def test_a_shrunk_stretched_or_enlarged_face_is_found_in_its_place(portrait, points, across, down):
+def test_resized_face_is_located_correctly(portrait, points, across, down):
     (face,) = find_faces(portrait.resize((int(512 * across), int(600 * down)))).faces
     assert displacement(face.frame, similarity(TEMPLATE, points * (across, down))) < 0.05
 
 
-def test_faces_are_returned_from_left_to_right_at_their_own_sizes(portrait):
+def test_faces_are_sorted_left_to_right_and_keep_their_size(portrait):
     canvas = Image.new("RGB", (4000, 1500), BACKGROUND)
     for x, scale in ((100, 1.5), (1100, 0.3), (1800, 0.8), (2900, 2)):
         canvas.paste(portrait.resize((int(512 * scale), int(600 * scale))), (x, 100))
@@ -119,22 +119,22 @@ def test_faces_are_returned_from_left_to_right_at_their_own_sizes(portrait):
     assert all(face.image.dtype == np.uint8 for face in faces)
 
 
-def test_a_face_that_fills_its_image_is_found():
+def test_face_that_fills_the_image_is_found():
     assert len(find_faces(Image.fromarray(drawn_face())).faces) == 1
 
 
-def test_a_grey_photo_gives_the_face_of_the_coloured_one(portrait, points):
+def test_grey_photo_gives_the_same_frame(portrait, points):
     (face,) = find_faces(portrait.convert("L")).faces
     assert displacement(face.frame, similarity(TEMPLATE, points)) < 0.05
 
 
 @pytest.mark.parametrize("size", [(400, 300), (1, 1), (500, 3)])
-def test_a_photo_without_a_face_gives_none(size):
+def test_photo_without_a_face_has_no_detection(size):
     slope = np.linspace(0, 255, 3 * size[0] * size[1]).reshape(size[1], size[0], 3).astype(np.uint8)
     assert find_faces(Image.fromarray(slope)) == ([], [])
 
 
-def test_a_face_found_twice_is_returned_once_and_reported(portrait, points, monkeypatch):
+def test_duplicate_detection_is_rejected(portrait, points, monkeypatch):
     monkeypatch.setattr(alignment, "find_points", lambda photo, quarters: np.stack([points, points + 9]))
     found = find_faces(portrait)
     assert len(found.faces) == 1 and len(found.rejected) == 1
@@ -149,9 +149,9 @@ def test_a_face_found_twice_is_returned_once_and_reported(portrait, points, monk
         (lambda seen: (seen[[3, 4, 2, 0, 1]], 1.0), "eyes, nose and mouth are not placed as in a face"),
         (lambda seen: (1 - seen, 1.0), "unlike the training faces"),
     ],
-    ids=["unsure", "left and right exchanged", "mouth above eyes", "on its head"],
+    ids=["low confidence", "left and right exchanged", "mouth above eyes", "upside down"],
 )
-def test_detections_that_are_no_faces_are_rejected_with_place_and_reason(portrait, points, monkeypatch, look, doubt):
+def test_false_detections_are_rejected_with_position_and_reason(portrait, points, monkeypatch, look, doubt):
     monkeypatch.setattr(alignment, "find_points", lambda photo, quarters: points[np.newaxis])
     monkeypatch.setattr(alignment, "run_onet", lambda view: look(alignment.ONET_TEMPLATE))
     found = find_faces(portrait)
@@ -159,13 +159,13 @@ def test_detections_that_are_no_faces_are_rejected_with_place_and_reason(portrai
     assert len(found.rejected) == 1 and found.rejected[0].startswith("at (2") and found.rejected[0].endswith(doubt)
 
 
-def test_photos_of_any_size_are_searched_without_retracing(portrait):
+def test_photos_of_other_sizes_do_not_retrace(portrait):
     for size in ((512, 600), (300, 200), (701, 333)):
         find_faces(portrait.resize(size))
     assert alignment._networks()[0].experimental_get_tracing_count() == 1
 
 
-def test_detection_uses_float32_whatever_the_run_uses(portrait, points):
+def test_detection_uses_float32_under_mixed_precision(portrait, points):
     alignment._networks.cache_clear()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -176,14 +176,14 @@ def test_detection_uses_float32_whatever_the_run_uses(portrait, points):
     assert np.abs(face.points - points).max() < 1e-3
 
 
-def test_a_similarity_is_recovered_and_never_reflects():
+def test_similarity_is_recovered_without_reflection():
     turn = 30 * np.array([(0.6, -0.8), (0.8, 0.6)])
     expected = np.column_stack([turn, (5, -7)])
     assert np.allclose(similarity(TEMPLATE, map_points(expected, TEMPLATE)), expected)
     assert np.linalg.det(similarity(TEMPLATE, TEMPLATE * (-1, 1))[:, :2]) > 0
 
 
-def test_the_edge_is_repeated_beyond_the_photo():
+def test_crop_repeats_the_edge_of_the_photo():
     photo = Image.fromarray(np.linspace(0, 250, 50).repeat(40 * 3).reshape(50, 40, 3).astype(np.uint8))
     crop = crop_square(photo, np.array([(60.0, 0, -30), (0, 60.0, 30)]), 60)
     assert np.array_equal(crop, crop[:, :1].repeat(60, axis=1))
@@ -191,14 +191,14 @@ def test_the_edge_is_repeated_beyond_the_photo():
     assert np.allclose(crop[2:15], np.asarray(photo)[32:45, :1], atol=1)
 
 
-def test_a_reduced_crop_is_not_aliased():
+def test_reduced_crop_is_not_aliased():
     stripes = np.zeros([512, 512, 3], np.uint8)
     stripes[:, ::2] = 255
     crop = crop_square(Image.fromarray(stripes), np.array([(300.0, -40, 90), (40, 300.0, 50)]), 40)
     assert np.abs(crop.astype(int) - 127).max() < 30
 
 
-def test_testing_alignment_imports_neither_tensorflow_nor_mtcnn():
+def test_looks_aligned_imports_neither_tensorflow_nor_mtcnn():
     program = (
         "import sys; sys.modules['tensorflow'] = sys.modules['mtcnn'] = sys.modules['keras'] = None\n"
         "import numpy; from support import alignment; alignment.looks_aligned(numpy.eye(64, dtype='u1'))"
@@ -206,7 +206,7 @@ def test_testing_alignment_imports_neither_tensorflow_nor_mtcnn():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_an_aligned_face_looks_aligned_in_colour_and_in_grey():
+def test_aligned_face_is_accepted_in_colour_and_grey():
     face = drawn_face()
     grey = np.asarray(Image.fromarray(face).convert("L"))
     assert looks_aligned(face)
@@ -214,13 +214,13 @@ def test_an_aligned_face_looks_aligned_in_colour_and_in_grey():
     assert looks_aligned(grey[..., None])
 
 
-def test_the_included_faces_look_aligned():
+def test_demo_faces_are_accepted_as_aligned():
     doubted = [path.name for path in (ROOT / "demo/faces").iterdir() if not looks_aligned(np.asarray(Image.open(path)))]
     assert doubted == []
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.rot90(drawn_face()),
         drawn_face()[::-1],
@@ -228,19 +228,19 @@ def test_the_included_faces_look_aligned():
         photo([(110, 280, 100, 0)], 400, 400),
         np.full((64, 64, 3), 128, np.uint8),
     ],
-    ids=["on its side", "on its head", "off to a side", "small in a scene", "plain"],
+    ids=["rotated by 90 degrees", "upside down", "shifted", "small in a scene", "uniform"],
 )
-def test_images_far_from_an_aligned_face_are_recognized(picture):
-    assert not looks_aligned(picture)
+def test_unaligned_images_are_recognized(image):
+    assert not looks_aligned(image)
 
 
 def make_photos(folder, number, share, drawn_folder):
-    """A folder of photos, of which this share shows no aligned face, under names of people."""
+    """Write a folder of labelled photos, of which this share shows no aligned face."""
     folder.mkdir()
     aligned = sorted((ROOT / "demo/faces").glob("*.png"))
     for index in range(number):
         source = Image.open(aligned[index % len(aligned)]).convert("RGB")
-        if index < share * number:  # the face small in the lower corner of a wall
+        if index < share * number:  # a small face in the lower corner
             wall = Image.new("RGB", (400, 300), (200, 190, 170))
             wall.paste(source.resize((90, 90)), (20, 200))
             source = wall
@@ -248,13 +248,13 @@ def make_photos(folder, number, share, drawn_folder):
     return list_faces(folder).faces
 
 
-def test_a_set_of_unaligned_photos_is_reported_with_share_and_names(tmp_path, drawn_folder):
-    said = alignment_warning(make_photos(tmp_path / "photos", 20, 0.6, drawn_folder))
-    assert re.match(r"1[2-4] of 20 images sampled do not look like aligned faces, first ", said)
-    assert said.count(".jpg") == 3 and "\n" not in said
+def test_data_set_of_unaligned_photos_causes_a_warning(tmp_path, drawn_folder):
+    warning = alignment_warning(make_photos(tmp_path / "photos", 20, 0.6, drawn_folder))
+    assert re.match(r"1[2-4] of 20 images sampled do not look like aligned faces, first ", warning)
+    assert warning.count(".jpg") == 3 and "\n" not in warning
 
 
-def test_aligned_faces_are_not_reported(tmp_path, drawn_folder, faces):
+def test_aligned_data_set_causes_no_warning(tmp_path, drawn_folder, faces):
     assert alignment_warning(make_photos(tmp_path / "photos", 20, 0.1, drawn_folder)) == ""
     assert alignment_warning(faces) == ""
 
@@ -276,7 +276,7 @@ def photos(tmp_path, portrait, monkeypatch):
     return folder
 
 
-def test_a_set_of_photos_is_aligned_once_and_trained_on(photos, capsys):
+def test_photos_are_aligned_once_and_trained_on(photos, capsys):
     flags = ["--dataset=photos", "--align=True", *TINY_FLAGS, "--batch_size=1", "--epoch=1"]
     assert main.main(flags) == 0
     printed = capsys.readouterr().out
@@ -285,12 +285,12 @@ def test_a_set_of_photos_is_aligned_once_and_trained_on(photos, capsys):
     assert "1 left out, no face found, first " + NAME.format(4) in printed
     aligned = list_faces(photos.parent / "photos_aligned").faces
     assert [(face.age, face.gender) for face in aligned] == [(54, 1)] * 2
-    assert main.main(["--epoch=2"]) == 0  # the run remembers the aligned set
+    assert main.main(["--epoch=2"]) == 0  # config.json records the aligned data set
     assert main.main(["--dataset=photos", "--align=True", "--epoch=3"]) == 0
     assert "aligned in" not in capsys.readouterr().out
 
 
-def test_a_set_without_a_face_is_refused_and_leaves_nothing(photos):
+def test_data_set_without_a_face_is_rejected_without_leftovers(photos):
     for number in (1, 2, 3):
         (photos / NAME.format(number)).unlink()
     target = photos.parent / "photos_aligned"
@@ -299,18 +299,18 @@ def test_a_set_without_a_face_is_refused_and_leaves_nothing(photos):
     assert [path.name for path in photos.parent.iterdir() if path.suffix != ".lock"] == ["photos"]
 
 
-def test_a_run_continues_with_its_own_data_set(photos, capsys):
-    """--align of a later call means the photos of the run, whatever --dataset would be by default."""
+def test_resume_with_align_uses_the_data_set_of_the_run(photos, capsys):
+    """On resume, --align True refers to the data set of the run, not to the default of --dataset."""
     assert main.main(["--dataset=photos/", "--align=True", *TINY_FLAGS, "--batch_size=1", "--epoch=1"]) == 0
     for path in (photos.parent / "photos_aligned").iterdir():
         path.unlink()
     (photos.parent / "photos_aligned").rmdir()
-    assert main.main(["--align=True", "--epoch=2"]) == 0  # made again of the same photos
+    assert main.main(["--align=True", "--epoch=2"]) == 0  # aligned again from the same photos
     names = {path.name for path in photos.parent.iterdir() if path.suffix != ".lock"}
     assert names == {"photos", "photos_aligned"}
 
 
-def test_a_run_without_alignment_is_not_aligned_later(workplace, capsys):
+def test_resume_rejects_align_for_a_run_without_it(workplace, capsys):
     assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
     capsys.readouterr()
     assert main.main(["--align=True", "--epoch=2"]) == 2
@@ -349,7 +349,7 @@ def many_photos(tmp_path):
     return tmp_path
 
 
-def test_two_processes_align_a_set_once(many_photos):
+def test_two_processes_align_a_data_set_once(many_photos):
     processes = [start_aligning(many_photos) for _ in range(2)]
     printed = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -358,7 +358,7 @@ def test_two_processes_align_a_set_once(many_photos):
     assert len(list_faces(many_photos / "data/photos_aligned").faces) == 59
 
 
-def test_a_killed_alignment_continues_with_its_faces(many_photos):
+def test_killed_alignment_resumes(many_photos):
     process = start_aligning(many_photos)
     for _ in range(20):
         process.stdout.readline()

@@ -52,11 +52,11 @@ def model():
     return FaceAging(**SMALL)
 
 
-def test_networks_are_built_alike_under_other_keras_settings_which_are_kept(tmp_path):
+def test_keras_settings_of_the_caller_are_ignored_and_kept(tmp_path):
     assert run(SETTINGS, tmp_path) == ["(1, 16, 16, 3)", "channels_first float64"]
 
 
-def test_keras_keeps_its_files_child_processes_their_environment_and_saved_networks_load(tmp_path, model):
+def test_keras_environment_is_restored_and_saved_networks_load(tmp_path, model):
     (tmp_path / "original").write_text("content")
     home = tmp_path / "home"
     environment = {"KERAS_HOME": str(home), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "2"}
@@ -70,7 +70,7 @@ def test_keras_keeps_its_files_child_processes_their_environment_and_saved_netwo
         np.testing.assert_array_equal(*(network(inputs if inputs[1:] else inputs[0]) for network in (ours, loaded)))
 
 
-def test_one_z_makes_one_face_for_each_age(model):
+def test_generate_broadcasts_one_z_to_all_ages(model):
     z = model.sample(3)
     assert model.generate(z[0], [30, 40], ["male"]).shape == (2, 16, 16, 3)
     np.testing.assert_array_equal(model.generate(z[0], [30], [0]), model.generate(z[:1], [30], [0]))
@@ -88,7 +88,7 @@ def test_one_z_makes_one_face_for_each_age(model):
         ([3, 50], ["old"], "ages are numbers"),
     ],
 )
-def test_generate_refuses_other_shapes_and_ages_that_are_not_finite(model, shape, ages, message):
+def test_generate_rejects_other_shapes_and_non_finite_values(model, shape, ages, message):
     with pytest.raises(InputError, match=message):
         model.generate(np.zeros(shape), ages, [0])
     with pytest.raises(InputError, match="z must be finite"):
@@ -96,12 +96,12 @@ def test_generate_refuses_other_shapes_and_ages_that_are_not_finite(model, shape
 
 
 @pytest.mark.parametrize("shape", [[2, 3, 64, 64], [1, 64, 64, 5], [1, 0, 64, 3], [64, 64, 3], [1, 64, 64, 2]])
-def test_encode_refuses_arrays_that_are_not_channels_last_images(model, shape):
+def test_encode_rejects_arrays_that_are_not_channels_last_images(model, shape):
     with pytest.raises(InputError, match=r"images are uint8 \[N, H, W, C\] with C 1, 3 or 4"):
         model.encode(np.zeros(shape, np.uint8))
 
 
-def test_transparent_arrays_are_composited_over_white_as_files_are(model):
+def test_transparent_arrays_are_composited_over_white(model):
     transparent, white = np.zeros([1, 32, 32, 4], np.uint8), np.full([1, 32, 32, 3], 255, np.uint8)
     transparent[:, :16, :, 3] = 255  # the upper half is opaque black
     white[:, :16] = 0

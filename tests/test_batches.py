@@ -1,4 +1,4 @@
-"""The order and the contents of batches, and what replaces unreadable images."""
+"""The order and the contents of batches, and the replacement of unreadable images."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def batches(faces: list[Face], epoch=1, first=0, step=0, load=read, **options: o
 
 
 def reds(drawn: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    """Which faces were drawn, [batches, B]."""
+    """Return the red values, which identify the sampled faces, [batches, B]."""
     return np.stack([batch[0][:, 0, 0, 0] for batch in drawn])
 
 
@@ -41,20 +41,20 @@ def equal(some: list[tuple[np.ndarray, ...]], others: list[tuple[np.ndarray, ...
 @pytest.mark.parametrize(("count", "held_out"), [(1, 1), (9, 1), (25, 2), (1000, 100), (5000, 100)])
 def test_held_out_is_a_tenth_from_1_to_100(count, held_out):
     faces = [Face(str(i), 1, MALE) for i in range(count)]
-    training, held, _ = train_val_split(faces, 2017)
-    assert len(held) == held_out and sorted(training + held) == sorted(faces)
-    assert train_val_split(faces, 2017)[:2] == (training, held)
-    assert count < 9 or train_val_split(faces, 2018)[:2] != (training, held)
+    training, held_out_faces, _ = train_val_split(faces, 2017)
+    assert len(held_out_faces) == held_out and sorted(training + held_out_faces) == sorted(faces)
+    assert train_val_split(faces, 2017)[:2] == (training, held_out_faces)
+    assert count < 9 or train_val_split(faces, 2018)[:2] != (training, held_out_faces)
 
 
-def test_a_single_face_is_refused():
+def test_loader_rejects_an_empty_training_set():
     with pytest.raises(InputError, match="none is left to train on: add more to the data set"):
         batches(train_val_split([Face("a.jpg", 1, MALE)], 2017)[0])
 
 
-def test_a_chunk_without_a_readable_face_is_skipped(tmp_path, capsys):
+def test_chunk_of_unreadable_faces_is_skipped(tmp_path, capsys):
     faces = make_numbered_faces(tmp_path, 51)
-    Path(faces[-1].path).write_bytes(b"")  # alone in the last part
+    Path(faces[-1].path).write_bytes(b"")  # the only face of the last chunk
     parts = list(read_parts(faces, read, "Reading"))
     assert [len(images) for images, *_ in parts] == [50] and "empty file" in capsys.readouterr().out
     with pytest.raises(InputError, match="none of 1 faces can be read"):
@@ -65,7 +65,7 @@ def test_images_and_labels_of_a_batch_match(tmp_path):
     faces = make_numbered_faces(tmp_path, 11)
     by_red = {2 * int(face.path[-8:-4]): face for face in faces}
     drawn = batches(faces)
-    assert len(drawn) == 2  # the last short one is dropped
+    assert len(drawn) == 2  # the last incomplete batch is dropped
     for images, ages, genders, z_prior in drawn:
         assert images.shape == (4, 8, 8, 3) and images.dtype == np.uint8
         chosen = [by_red[red] for red in images[:, 0, 0, 0]]
@@ -75,7 +75,7 @@ def test_images_and_labels_of_a_batch_match(tmp_path):
     assert len(np.unique(reds(drawn))) == 8
 
 
-def test_order_and_prior_are_fixed_by_the_seed(tmp_path):
+def test_order_and_prior_depend_on_seed_epoch_and_step_only(tmp_path):
     faces = make_numbered_faces(tmp_path, 40)
     drawn = batches(faces)
     assert equal(drawn, batches(faces))
@@ -100,18 +100,20 @@ def test_workers_share_each_batch(tmp_path):
     assert equal(whole, joined)
 
 
-def test_balance_draws_every_bin_equally():
+def test_balance_samples_every_bin_equally():
     ages = [3] * 300 + [25] * 90 + [80] * 10
     faces = [Face(str(i), age, MALE) for i, age in enumerate(ages)]
     order = epoch_order(faces, AgeBins(), epoch=1, seed=7, balance=True)
     drawn = Counter(ages[i] for i in order)
     assert len(order) == len(faces) and max(drawn.values()) - min(drawn.values()) <= 3
-    assert max(Counter(order[np.array(ages)[order] == 25]).values()) == 2  # 134 draws of 90 faces: none thrice
+    assert (
+        max(Counter(order[np.array(ages)[order] == 25]).values()) == 2
+    )  # 134 samples of 90 faces: at most two of each
     assert np.array_equal(order, epoch_order(faces, AgeBins(), epoch=1, seed=7, balance=True))
     assert not np.array_equal(order, epoch_order(faces, AgeBins(), epoch=2, seed=7, balance=True))
 
 
-def test_an_undecodable_face_is_replaced_and_reported(tmp_path):
+def test_undecodable_face_is_replaced_and_reported(tmp_path):
     faces = make_numbered_faces(tmp_path, 40)
     whole = reds(batches(faces)).ravel()
     damaged = [Path(faces[i].path) for i in (4, 17, 30)]
@@ -143,7 +145,7 @@ def test_more_than_one_bad_image_in_ten_ends_the_epoch(tmp_path):
         batches(faces)
 
 
-def test_a_process_that_fails_within_an_epoch_exits(tmp_path):
+def test_process_that_fails_within_an_epoch_exits(tmp_path):
     make_numbered_faces(tmp_path, 40)
     code = f"""
 from support.dataset import list_faces

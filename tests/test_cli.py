@@ -88,7 +88,7 @@ def test_help_names_every_flag_with_its_default(tmp_path):
         ("--epochs 3 --wrong", "--wrong"),
     ],
 )
-def test_wrong_flag_is_named_with_status_2(tmp_path, flags, named):
+def test_invalid_flag_is_named_with_status_2(tmp_path, flags, named):
     done = call(*flags.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -96,24 +96,24 @@ def test_wrong_flag_is_named_with_status_2(tmp_path, flags, named):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch):
+def test_tilde_is_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    given = ["--savedir=~/x", "--testdir=~/*.jpg", "--evaluate=~", "--dataset=~/faces", "--blend", "~/a", "~nobody$/b"]
+    given = ["--savedir=~/x", "--testdir=~/*.jpg", "--evaluate=~", "--dataset=~/faces", "--blend", "~/a", "~unknown$/b"]
     flags, _ = parse_flags(given)
     assert flags.savedir == tmp_path / "x" and flags.evaluate == str(tmp_path)
     assert flags.testdir == [str(tmp_path / "*.jpg")] and flags.dataset == str(tmp_path / "faces")
-    assert flags.blend == [tmp_path / "a", Path("~nobody$/b")]
+    assert flags.blend == [tmp_path / "a", Path("~unknown$/b")]
     assert parse_flags(["--evaluate"])[0].evaluate is False and "evaluate" in parse_flags(["--evaluate"])[1]
 
 
-def test_the_demo_faces_are_found_from_any_folder(tmp_path, monkeypatch):
+def test_demo_faces_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(find_images([str(DEMO_FACES)])) == 20
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_missing_data_set_is_reported_with_its_source(tmp_path, made):
+def test_missing_data_set_is_reported_with_its_source(tmp_path, made):
     if made:
         (tmp_path / "data" / "UTKFace").mkdir(parents=True)
     done = call(cwd=tmp_path)
@@ -124,7 +124,7 @@ def test_a_missing_data_set_is_reported_with_its_source(tmp_path, made):
     assert not (tmp_path / "save").exists()
 
 
-def test_a_folder_without_labelled_faces_is_refused(tmp_path):
+def test_folder_without_labelled_faces_is_rejected(tmp_path):
     folder = tmp_path / "data" / "mine"
     folder.mkdir(parents=True)
     (folder / "holiday.jpg").write_bytes(b"")
@@ -133,7 +133,7 @@ def test_a_folder_without_labelled_faces_is_refused(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "holiday.jpg" in done.stderr
 
 
-def test_aging_without_images_is_refused(tmp_path):
+def test_aging_without_images_is_rejected(tmp_path):
     done = call("--is_train", "False", "--testdir", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
@@ -159,7 +159,7 @@ def test_testdir_is_a_folder_an_image_or_a_pattern(tmp_path):
         found("*.gif")
 
 
-def test_a_name_without_images_is_reported_and_the_others_are_used(tmp_path, capsys, monkeypatch):
+def test_testdir_without_images_is_reported_and_the_others_are_used(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.jpg").touch()
     for name in ("empty", "lost+found", "b/closed"):
         (tmp_path / name).mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_a_name_without_images_is_reported_and_the_others_are_used(tmp_path, cap
         assert re.search(f"^Left out: .*{part}", printed, re.MULTILINE)
 
 
-def test_the_flags_defaults_are_the_constructors():
+def test_flag_defaults_equal_those_of_the_class():
     flags, _ = parse_flags([])
     parameters = inspect.signature(FaceAging).parameters
     for flag, parameter in MODEL_FLAGS.items():
@@ -190,7 +190,7 @@ def test_the_flags_defaults_are_the_constructors():
     assert flags.learning_rate == parameters["learning_rate"].default
 
 
-def test_docs_flags_is_the_help(tmp_path):
+def test_docs_flags_equals_the_help(tmp_path):
     page = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
     assert f"```text\n{call('--help', cwd=tmp_path, COLUMNS='110').stdout}```\n" in page
 
@@ -203,7 +203,7 @@ def test_docs_flags_is_the_help(tmp_path):
     ("shell", "reported"),
     [("| head -1", "Broken pipe"), (">/dev/full", "No space left"), (">&-", ""), ("2>&1 | head -1", ""), ("2>&-", "")],
 )
-def test_a_program_continues_when_its_output_cannot_be_written(tmp_path, shell, reported):
+def test_program_continues_when_its_output_cannot_be_written(tmp_path, shell, reported):
     code = """
 import sys
 from pathlib import Path
@@ -223,7 +223,7 @@ Path("done").touch()
 
 @pytest.mark.skipif(os.name != "posix", reason="signals that Windows lacks")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
-def test_signals_that_ask_to_stop_are_noted_and_only_a_second_ctrl_c_or_sigterm_ends_at_once(tmp_path, name):
+def test_stop_signals_are_recorded_and_a_second_ctrl_c_or_sigterm_exits(tmp_path, name):
     code = f"""
 import os, signal, time
 from support.terminal import StopSignal
@@ -244,7 +244,7 @@ print("saved", stop.number)
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX terminal")
 @pytest.mark.parametrize("nohup", [False, True])
-def test_a_closed_terminal_asks_to_stop_but_not_under_nohup(tmp_path, nohup):
+def test_sighup_is_a_stop_signal_except_under_nohup(tmp_path, nohup):
     program = f"""
 import signal, time
 from pathlib import Path
@@ -283,14 +283,14 @@ os.waitpid(process, 0)
         ("--is_train=True", ImportError("x.so: failed to map segment"), "not enough memory to load TensorFlow: x.so"),
     ],
 )
-def test_too_few_threads_and_too_little_memory_are_one_line(place, flags, error, reported):
+def test_exhausted_threads_or_memory_are_reported_in_one_line(place, flags, error, reported):
     before = f"import threading\ndef start(*_):\n    raise {error!r}\nthreading._start_new_thread = start\n"
     done = call("--dataset=drawn", flags, cwd=place, before=before)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and reported in done.stderr
 
 
-def test_without_a_terminal_lines_report_the_progress(monkeypatch):
+def test_progress_is_printed_as_lines_without_a_terminal(monkeypatch):
     clock = iter(range(0, 100_000, 20))  # a step takes 20 s
     monkeypatch.setattr("support.terminal.time.monotonic", lambda: next(clock))
     logged = []
@@ -301,7 +301,7 @@ def test_without_a_terminal_lines_report_the_progress(monkeypatch):
     assert len(logged) == 4
 
 
-def test_a_command_names_the_python_that_runs(tmp_path, monkeypatch):
+def test_python_command_is_that_of_the_running_interpreter(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert terminal.python_command("-m", "pip", "install", "a<5") == "python -m pip install 'a<5'"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -322,7 +322,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoint").glob("*.index"))
 
 
-def test_a_training_reports_losses_unreadable_faces_and_a_command_that_works(place):
+def test_training_prints_losses_unreadable_faces_and_a_working_command(place):
     face = next((place / "data/drawn").glob("*.jpg"))
     (place / "data/drawn" / NAME).write_bytes(face.read_bytes()[:-500])  # a valid header, truncated pixels
     code = f"from support import terminal\nterminal.LINE_SECONDS = 0\n{MAIN}"
@@ -344,7 +344,7 @@ def test_a_training_reports_losses_unreadable_faces_and_a_command_that_works(pla
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names of bytes")
-def test_a_file_name_that_is_not_text_is_printed(place):
+def test_undecodable_file_name_is_printed(place):
     path = os.fsencode(place) + b"/data/drawn/20_0_2_20170116174525125\xff.jpg"
     Path(os.fsdecode(path)).write_bytes(b"")
     (place / "data/drawn/20_0_2_20170116174525126\n.jpg").write_bytes(b"")
@@ -353,7 +353,7 @@ def test_a_file_name_that_is_not_text_is_printed(place):
     assert "5125\\udcff.jpg'" in done.stderr + done.stdout
 
 
-def test_a_refused_flag_names_the_run_it_contradicts(tmp_path):
+def test_contradicting_flag_is_rejected_with_the_folder_of_the_run(tmp_path):
     done = execute(MAIN, "--is_train=False", "--image_size=64", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -368,7 +368,7 @@ def test_a_refused_flag_names_the_run_it_contradicts(tmp_path):
         [],
     ],
 )
-def test_the_users_keras_settings_are_ignored(tmp_path, settings):
+def test_keras_settings_of_the_user_are_ignored(tmp_path, settings):
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras/keras.json").write_text(json.dumps(settings))
     code = "import support, keras\nfrom keras.config import *\n"

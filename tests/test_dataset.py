@@ -51,7 +51,7 @@ def test_conventions_may_be_mixed_in_a_folder(tmp_path):
     ]
 
 
-def test_faces_without_gender_are_refused_with_both_solutions(tmp_path):
+def test_faces_without_gender_are_rejected_with_both_solutions(tmp_path):
     make_image(tmp_path / "001A02.JPG")
     make_image(tmp_path / "25_1_3_20170116174525125.jpg")
     with pytest.raises(
@@ -62,14 +62,14 @@ def test_faces_without_gender_are_refused_with_both_solutions(tmp_path):
 
 
 @pytest.mark.parametrize("names", [[], ["holiday.jpg", "a.png"]])
-def test_a_folder_without_a_labelled_face_is_refused(tmp_path, names):
+def test_folder_without_a_labelled_face_is_rejected(tmp_path, names):
     for name in names:
         make_image(tmp_path / name)
     with pytest.raises(InputError, match="no labelled faces in .*UTKFace, FG-NET, MORPH, CACD, AgeDB"):
         list_faces(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_reported_and_skipped(tmp_path, monkeypatch):
+def test_unreadable_folder_is_reported_and_skipped(tmp_path, monkeypatch):
     make_image(tmp_path / "a/25_1_3_20170116174525125.jpg")
     (tmp_path / "a/lost+found").mkdir()
     refuse_to_list(monkeypatch, "lost+found", "closed")
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_skipped(tmp_path, monkey
         list_faces(tmp_path / "closed")
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="gone: "):
         list_faces(tmp_path / "gone")
 
@@ -116,7 +116,7 @@ def test_description_counts_faces_and_reasons(tmp_path):
 
 
 def pack(archive: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
-    """An archive of files (content by name) or, in a tar, of members as they are."""
+    """Write an archive of files, content by name; a TarInfo becomes a member of a tar as it is."""
     archive.parent.mkdir(exist_ok=True)
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w") as packed:
@@ -147,20 +147,20 @@ def files_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("suffix", dataset.ARCHIVES)
 @pytest.mark.parametrize("top", ["", "faces/", "./", "CACD2000/"])
-def test_archive_of_a_folder_or_files_is_unpacked(tmp_path, top, suffix):
+def test_archive_with_or_without_top_folder_is_unpacked(tmp_path, top, suffix):
     data = tmp_path / "data"
     pack(data / f"faces{suffix}", {f"{top}a.jpg": b"1", f"{top}sub/b.jpg": b"2"})
     assert find_dataset("faces", data) == data / "faces"
     assert files_in(data) == sorted([f"faces{suffix}", "faces/a.jpg", "faces/sub/b.jpg"])
 
 
-def test_a_zip_packed_with_backslashes_is_unpacked(tmp_path):
+def test_zip_with_backslashes_is_unpacked(tmp_path):
     pack(tmp_path / "faces.zip", {"faces\\sub\\": b"", "faces\\sub\\a.jpg": b"1", "faces\\b.jpg": b"2"})
     find_dataset("faces", tmp_path)
     assert files_in(tmp_path / "faces") == ["b.jpg", "sub/a.jpg"]
 
 
-def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
+def test_data_set_name_may_be_written_as_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pack(tmp_path / "data/faces.zip", {"a.jpg": b"1"})
     for name in ("faces/", "./faces", "data/faces", "data/faces/"):
@@ -174,7 +174,7 @@ def test_a_name_may_end_in_a_slash_and_begin_with_data(tmp_path, monkeypatch):
     assert find_dataset("faces/") == Path("data/faces")
 
 
-def test_the_demo_set_is_unpacked_anywhere_and_balanced(tmp_path):
+def test_demo_set_is_unpacked_and_balanced(tmp_path):
     listing = list_faces(find_dataset("demo", tmp_path / "data"))
     assert len(listing.faces) == 1000 and not listing.skipped and listing.conventions == {"UTKFace": 1000}
     bins = AgeBins().index([face.age for face in listing.faces])
@@ -234,7 +234,7 @@ def test_archives_of_other_names_are_listed(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no archive", "link", "up", "locked"])
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-def test_a_damaged_or_unsafe_zip_or_tar_leaves_nothing_behind(tmp_path, suffix, damage):
+def test_damaged_or_unsafe_zip_or_tar_is_rejected_without_leftovers(tmp_path, suffix, damage):
     archive, noise = tmp_path / f"faces{suffix}", np.random.default_rng(0)
     members = {f"{i}.jpg": noise.bytes(700) for i in range(5)}
     if damage == "up":
@@ -245,7 +245,7 @@ def test_a_damaged_or_unsafe_zip_or_tar_leaves_nothing_behind(tmp_path, suffix, 
     content = bytearray(archive.read_bytes())
     if damage == "cut":
         content = content[: 3 * 1024]
-    elif damage == "flipped" and suffix == ".zip":  # a tar has no checksum of what it holds
+    elif damage == "flipped" and suffix == ".zip":  # a tar has no checksum of its content
         content[1000] ^= 1
     elif damage in ("no archive", "flipped"):
         content = b"no archive"
@@ -265,14 +265,14 @@ def test_a_damaged_or_unsafe_zip_or_tar_leaves_nothing_behind(tmp_path, suffix, 
     assert files_in(tmp_path) == [f"faces{suffix}"]
 
 
-def test_a_folder_with_faces_is_not_overwritten_by_its_archive(tmp_path):
+def test_folder_with_faces_is_not_overwritten_by_its_archive(tmp_path):
     pack(tmp_path / "faces.tar.gz", {"a.jpg": b"1"})
     make_image(tmp_path / "faces/mine.jpg")
     find_dataset("faces", tmp_path)
     assert files_in(tmp_path / "faces") == ["mine.jpg"]
 
 
-def test_a_killed_unpacking_starts_again(tmp_path, monkeypatch):
+def test_killed_unpacking_restarts(tmp_path, monkeypatch):
     pack(tmp_path / "faces.tar.gz", {f"{i}.jpg": b"1" for i in range(5)})
     extract = tarfile.TarFile.extract
 
@@ -305,7 +305,7 @@ def test_a_killed_unpacking_starts_again(tmp_path, monkeypatch):
     ],
     ids=["up", "down and up", "link out", "link", "hard link", "character device", "block device", "pipe"],
 )
-def test_a_hostile_archive_leaves_nothing_behind(tmp_path, member):
+def test_unsafe_archive_is_rejected_without_leftovers(tmp_path, member):
     data = tmp_path / "data"
     pack(data / "faces.tar.gz", {"faces/a.jpg": b"1", **member})
     with pytest.raises(InputError, match=r"faces\.tar\.gz cannot be unpacked"):
@@ -313,14 +313,14 @@ def test_a_hostile_archive_leaves_nothing_behind(tmp_path, member):
     assert files_in(tmp_path) == ["data/faces.tar.gz"] and not (data / "faces").exists()
 
 
-def test_an_absolute_path_in_an_archive_is_made_relative(tmp_path):
+def test_absolute_path_in_an_archive_is_made_relative(tmp_path):
     data = tmp_path / "data"
     pack(data / "faces.tar.gz", {str(tmp_path / "outside.jpg"): b"1"})
     find_dataset("faces", data)
     assert not (tmp_path / "outside.jpg").exists()
 
 
-def test_a_damaged_archive_is_named_and_leaves_nothing_behind(tmp_path):
+def test_damaged_archive_is_rejected_without_leftovers(tmp_path):
     archive, noise = tmp_path / "faces.tar.gz", np.random.default_rng(0)
     pack(archive, {f"{i}.jpg": noise.bytes(700) for i in range(5)})
     whole = archive.read_bytes()
@@ -334,17 +334,17 @@ def test_a_damaged_archive_is_named_and_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_missing_data_set_is_refused_with_instructions(tmp_path, made):
+def test_missing_data_set_is_rejected_with_instructions(tmp_path, made):
     if made:
         (tmp_path / "UTKFace").mkdir()
     with pytest.raises(InputError) as error:
         find_dataset("UTKFace", tmp_path)
-    for said in [str(tmp_path / "UTKFace"), "https://susanqq.github.io/UTKFace/", "--dataset demo"]:
-        assert said in str(error.value)
+    for part in [str(tmp_path / "UTKFace"), "https://susanqq.github.io/UTKFace/", "--dataset demo"]:
+        assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_importing_does_not_import_tensorflow():
+def test_modules_do_not_import_tensorflow():
     modules = "alignment, batches, dataset, errors, files, images, labels, figures"
     code = f"import sys; from support import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -114,13 +114,13 @@ def wait_for_steps(folder, steps, processes):
             return
         assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
         time.sleep(0.5)
-    raise AssertionError("the workers do not train")
+    raise AssertionError(f"the workers have not trained {steps} steps in time")
 
 
 @pytest.fixture(scope="module")
-def alone(warm, tmp_path_factory):
+def one_device(warm, tmp_path_factory):
     """20 steps from the checkpoint on one device."""
-    folder = copy(warm, tmp_path_factory.mktemp("alone"))
+    folder = copy(warm, tmp_path_factory.mktemp("one_device"))
     ((status, _, error),) = finish([start(folder, "--epoch=4")])
     assert (status, error) == (0, "")
     return folder
@@ -135,21 +135,21 @@ def assert_equal_runs(first, second):
 
 
 @pytest.mark.slow
-def test_two_devices_give_the_result_of_one(warm, alone, tmp_path):
+def test_two_devices_equal_one_device(warm, one_device, tmp_path):
     folder = copy(warm, tmp_path)
     ((status, _, error),) = finish([start(folder, "--epoch=4", devices=2)])
     assert (status, error) == (0, "")
-    assert_equal_runs(alone, folder)
+    assert_equal_runs(one_device, folder)
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
+def test_two_processes_equal_one_and_stop_together(warm, one_device, tmp_path):
     folder = copy(warm, tmp_path)
     done = finish(start_workers(folder, "--epoch=4"))
     assert [(status, error) for status, _, error in done] == [(0, "")] * 2
     assert "Done!" in done[0][1] and "Epoch" not in done[1][1]  # only rank 0 prints
-    assert_equal_runs(alone, folder)
-    assert {path.name for path in (folder / "save").iterdir()} == {p.name for p in (alone / "save").iterdir()}
+    assert_equal_runs(one_device, folder)
+    assert {path.name for path in (folder / "save").iterdir()} == {p.name for p in (one_device / "save").iterdir()}
 
     processes = start_workers(folder, "--epoch=4000")  # resumes from what two processes saved
     wait_for_steps(folder, 23, processes)
@@ -161,7 +161,7 @@ def test_two_processes_train_and_stop_as_one(warm, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_by_the_muon_recipe_as_one(warm, tmp_path):
+def test_two_processes_equal_one_with_the_muon_recipe(warm, tmp_path):
     """Muon, C_z and C_img, from their initial weights; the second half of the steps with the classifier loss."""
     flags = ["--recipe=muon", "--savedir=new", "--epoch=2", "--precision=float32", *TINY_FLAGS, "--image_size=16"]
     rows = []
@@ -176,22 +176,22 @@ def test_two_processes_train_by_the_muon_recipe_as_one(warm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_a_waiting_worker_prints_which_are_missing_and_stops_on_a_signal(warm, tmp_path, rank, number):
+def test_waiting_worker_prints_missing_peers_and_stops_on_a_signal(warm, tmp_path, rank, number):
     folder = copy(warm, tmp_path)
     worker = start_workers(folder, "--epoch=4", only=rank)[0]
     printed = [worker.stdout.readline() for _ in range(2)]
     assert re.fullmatch(
         rf"Waiting for worker {1 - rank} \(localhost:\d+\) since [\d:]{{8}}, until [\d:]{{8}}\n", printed[1]
     )
-    asked = time.monotonic()
+    begin = time.monotonic()
     worker.send_signal(number)
     worker.communicate(timeout=PATIENCE)
     assert worker.returncode in (128 + number, -number)
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.slow
-def test_a_worker_gives_up_waiting_with_one_line(warm, tmp_path):
+def test_join_timeout_is_reported_in_one_line(warm, tmp_path):
     folder = copy(warm, tmp_path)
     ((status, _, error),) = finish(start_workers(folder, "--epoch=4", only=0, before="devices.JOIN_SECONDS = 1"))
     assert status == 2
@@ -200,7 +200,7 @@ def test_a_worker_gives_up_waiting_with_one_line(warm, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dead_worker_ends_the_others_with_one_line(warm, tmp_path):
+def test_killed_worker_ends_the_others_with_one_line(warm, tmp_path):
     folder = copy(warm, tmp_path)
     processes = start_workers(folder, "--epoch=4000")
     wait_for_steps(folder, 3, processes)
@@ -211,7 +211,7 @@ def test_a_dead_worker_ends_the_others_with_one_line(warm, tmp_path):
     assert weights_of(folder)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused():
+def test_indivisible_batch_is_rejected():
     devices = Devices()
     devices.replicas = 3
     with pytest.raises(InputError, match="--batch_size 10 cannot be divided equally among 3 devices: use 9"):
@@ -223,13 +223,13 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 @pytest.mark.parametrize(
     "config", ["", "[1]", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}']
 )
-def test_an_invalid_tf_config_is_refused_with_an_example(monkeypatch, config):
+def test_invalid_tf_config_is_rejected_with_an_example(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(InputError, match="TF_CONFIG is invalid.*set it like"):
         choose_strategy()
 
 
-def test_workers_do_not_each_make_the_data_set(tmp_path, monkeypatch, capsys):
+def test_workers_reject_a_data_set_that_is_not_unpacked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert main.main(["--dataset", "demo"]) == 2
@@ -237,7 +237,7 @@ def test_workers_do_not_each_make_the_data_set(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_slurm_script_of_the_docs_gives_every_task_its_tf_config(tmp_path):
+def test_slurm_script_of_the_docs_sets_tf_config_for_every_task(tmp_path):
     page = (PROJECT / "docs/distributed.md").read_text(encoding="utf-8")
     script = re.search(r"( {4}#!/bin/bash\n(?: {4}.*\n|\n)+)", page)[1]
     (tmp_path / "job.sh").write_text(re.sub("^ {4}", "", script, flags=re.MULTILINE))

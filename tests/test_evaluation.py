@@ -67,7 +67,7 @@ def test_aging_metrics():
     assert old["real_gender_accuracy"] is None and {*old, *overall} < set(METRICS)
 
 
-def test_rank_correlation_is_spearmans():
+def test_rank_correlation_equals_scipy():
     estimated = np.random.default_rng(0).uniform(0, 80, [20, 10])
     estimated[3, 4] = estimated[3, 5]  # ties share a rank
     centres = AgeBins().centres
@@ -104,7 +104,7 @@ def test_identity_metrics_and_the_false_accept_rate_of_the_same_gender_and_bin(m
     assert set(names) < set(METRICS)
 
 
-def test_impostors_are_a_few_of_each_gender_and_bin():
+def test_impostors_are_limited_per_gender_and_bin():
     faces = [Face(str(i), 5 + 30 * (i % 2), UNKNOWN if i < 60 else MALE) for i in range(120)]
     chosen = evaluation.Evaluator(BINS, identity=False).choose_impostors(faces)
     assert len(chosen) == len(set(chosen)) == 4 * evaluation.IMPOSTORS
@@ -113,7 +113,7 @@ def test_impostors_are_a_few_of_each_gender_and_bin():
     assert [face.path for face in chosen] == ["001A30a.JPG", "002A30a.JPG", "003A30a.JPG"]
 
 
-def test_without_dlib_all_but_identity_is_measured(run, faces, capsys):
+def test_without_dlib_identity_is_skipped_with_a_message(run, faces, capsys):
     recognition.dlib_models.cache_clear()
     metrics = run.evaluate(faces[:4])
     error = capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_without_dlib_all_but_identity_is_measured(run, faces, capsys):
     assert "71+" in table and "rank_correlation" in table and "verification" not in table
 
 
-def test_estimates_are_those_of_the_images_that_generate_returns(run, faces, dlib):
+def test_labels_are_estimated_on_the_generated_images(run, faces, dlib):
     model = run
     people = [*faces[:4], Face(faces[4].path, faces[4].age, UNKNOWN)]
     metrics = model.evaluate(people, others=faces[5:])
@@ -146,7 +146,7 @@ def test_estimates_are_those_of_the_images_that_generate_returns(run, faces, dli
     assert identity["pairs"] > 0
 
 
-def test_detail_of_the_images_is_measured_in_what_people_get(run, faces, dlib):
+def test_detail_changes_the_generated_faces_but_not_the_reconstruction(run, faces, dlib):
     people = [Face(face.path, age, face.gender) for face, age in zip(faces[:3], (25, 35, 45), strict=True)]
     plain, detailed = (run.evaluate(people, others=people, detail=detail) for detail in (0, 1))
     assert plain["overall"]["L1"] == detailed["overall"]["L1"]  # that of the network
@@ -173,7 +173,7 @@ def test_ssim_equals_scikit_image():
     assert ssim(a[None, :8, :8], a[None, :8, :8])[0] == pytest.approx(1)  # smaller than the window
 
 
-def test_sharpness_is_the_variance_of_the_laplacian():
+def test_sharpness_equals_the_variance_of_the_laplacian():
     checks = np.indices((16, 16)).sum(axis=0)[..., np.newaxis] % 2 * 2.0 - 1  # -1 and 1 by turns
     inside = np.pad(np.zeros((4, 4, 3)), ((8, 8), (8, 8), (0, 0)))
     assert sharpness(inside) == 0
@@ -222,7 +222,7 @@ def test_main_evaluates_a_folder_or_the_held_out_faces(run, workplace, faces, ca
 
 
 @pytest.mark.parametrize("content", ["nothing", "an unlabelled image", "no folder"])
-def test_a_folder_that_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path, capsys, content):
+def test_folder_without_labelled_faces_is_rejected_in_one_line(run, tmp_path, capsys, content):
     folder = tmp_path / "faces"
     if content != "no folder":
         folder.mkdir()
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path,
     assert not (tmp_path / "save").exists()
 
 
-def test_main_prints_every_metric_before_it_writes_them(run, workplace, dlib, capsys):
+def test_main_prints_metrics_before_writing_them(run, workplace, dlib, capsys):
     shutil.copytree(run.save_dir, "save")
     Path("save/evaluation.json").mkdir()  # cannot be written
     assert main.main(["--savedir=save", "--evaluate"]) == 2

@@ -1,4 +1,4 @@
-"""Grids, sheets, animations and curves; files are written completely or not at all."""
+"""Grids, sheets, animations, loss curves, and atomic file writes."""
 
 import stat
 import sys
@@ -16,15 +16,15 @@ AGES = ["input", "0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Random images, which can be found on a canvas in one place only."""
+    """Return random images, each of which occurs once on a canvas."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def place(canvas: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
-    """Where (row, column) `picture`'s upper left corner is on `canvas`; it must be there once."""
-    height, width = picture.shape[:2]
-    corners = np.argwhere((canvas == picture[0, 0]).all(axis=-1))
-    found = [(y, x) for y, x in corners if np.array_equal(canvas[y : y + height, x : x + width], picture)]
+def place(canvas: np.ndarray, image: np.ndarray) -> tuple[int, int]:
+    """Return (row, column) of the upper left corner of the image on the canvas, which must contain it exactly once."""
+    height, width = image.shape[:2]
+    corners = np.argwhere((canvas == image[0, 0]).all(axis=-1))
+    found = [(y, x) for y, x in corners if np.array_equal(canvas[y : y + height, x : x + width], image)]
     assert len(found) == 1
     return found[0]
 
@@ -34,7 +34,7 @@ def inked(area: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grid_runs_row_by_row_and_is_white_where_empty(channels):
+def test_grid_is_filled_row_by_row_and_padded_with_white(channels):
     images = noise(7, 5, 6, channels)
     canvas = figures.grid(images, columns=3)
     assert canvas.shape == (15, 18, channels)
@@ -51,7 +51,7 @@ def test_grid_border_is_white_and_between_images_only():
     assert canvas.sum() == 255 * (3 * 15 + 10 * 3) * 3
 
 
-def test_grid_of_few_images_is_as_wide_as_they_are():
+def test_grid_of_few_images_has_no_empty_columns():
     assert figures.grid(noise(2, 5, 6, 3)).shape == (5, 12, 3)
 
 
@@ -59,7 +59,7 @@ def test_grid_of_few_images_is_as_wide_as_they_are():
 def test_sheet_has_a_row_per_label_and_a_column_per_face(size, count):
     rows = noise(len(AGES), count, size, size, 3)
     canvas = figures.sheet(rows, AGES)
-    places = np.array([[place(canvas, picture) for picture in row] for row in rows])  # [R, N, 2]
+    places = np.array([[place(canvas, image) for image in row] for row in rows])  # [R, N, 2]
     assert (places[..., 0] == places[:, :1, 0]).all()
     assert (places[..., 1] == places[:1, :, 1]).all()
     gaps = np.concatenate([np.diff(places[:, 0, 0]), np.diff(places[0, :, 1])]) - size
@@ -92,13 +92,13 @@ def test_row_labels_are_beside_their_rows():
     assert abs(inked_lines.mean() - len(canvas) / 2) < 4
 
 
-def test_labels_of_tiny_images_do_not_overlap():
+def test_row_labels_of_small_images_do_not_overlap():
     canvas = figures.sheet(np.full((5, 1, 4, 4, 3), 200, np.uint8), ["Mg"] * 5)
     inked_lines = (canvas < 128).any(axis=(1, 2))
     assert (np.diff(inked_lines.astype(int)) == 1).sum() == 5
 
 
-def test_title_and_column_labels_are_above():
+def test_title_and_column_labels_are_above_the_images():
     rows = noise(2, 3, 64, 64, 3)
     plain = figures.sheet(rows, ["a", "b"])
     labelled = figures.sheet(rows, ["a", "b"], ["one", "two", "three"], "Aged as female")
@@ -117,7 +117,7 @@ def test_long_column_labels_stay_within_their_columns():
     assert columns.max() < canvas.shape[1] / 2
 
 
-def test_a_title_wider_than_the_images_is_not_truncated():
+def test_wide_title_is_not_truncated():
     rows = np.full((1, 1, 32, 32, 3), 255, np.uint8)
     canvas = figures.sheet(rows, [""], title="A long title above a single small face")
     assert (canvas[:, -2:] == 255).all()
@@ -137,12 +137,12 @@ def test_grey_images_make_an_rgb_sheet():
 
 
 @pytest.mark.parametrize("labels", [(["a"], None), (["a", "b", "c"], None), (["a", "b"], ["one"])])
-def test_a_wrong_number_of_labels_is_refused(labels):
+def test_wrong_number_of_labels_is_rejected(labels):
     with pytest.raises(ValueError):
         figures.sheet(noise(2, 2, 32, 32, 3), *labels)
 
 
-def test_written_file_replaces_the_earlier_one(tmp_path):
+def test_atomic_write_replaces_the_earlier_file(tmp_path):
     path = tmp_path / "a folder" / "deeper" / "bild ü.txt"
     for text in ("first", "second"):
         with atomic_write(path) as temporary:
@@ -155,7 +155,7 @@ def test_written_file_replaces_the_earlier_one(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_error_in_writing_leaves_the_earlier_file(tmp_path, error):
+def test_atomic_write_keeps_the_earlier_file_after_an_error(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("earlier")
     with pytest.raises(error), atomic_write(path) as temporary:
@@ -165,13 +165,13 @@ def test_error_in_writing_leaves_the_earlier_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_image_that_cannot_be_encoded_leaves_no_file(tmp_path):
+def test_unknown_image_format_leaves_no_file(tmp_path):
     with pytest.raises(ValueError):
         save_image(tmp_path / "a.unheard_of", noise(4, 4, 3))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_written_file_has_the_permissions_of_a_new_file(tmp_path):
+def test_saved_image_has_default_permissions(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     save_image(tmp_path / "a.png", noise(4, 4, 3))
@@ -179,7 +179,7 @@ def test_a_written_file_has_the_permissions_of_a_new_file(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_saved_image_is_read_unchanged(tmp_path, channels):
+def test_saved_image_is_read_unchanged(tmp_path, channels):
     image = noise(9, 7, channels)
     save_image(tmp_path / "a.png", image)
     with Image.open(tmp_path / "a.png") as read:
@@ -187,20 +187,20 @@ def test_a_saved_image_is_read_unchanged(tmp_path, channels):
 
 
 def fading(count: int, size: int, channels: int = 3) -> np.ndarray:
-    """[count, size, size, channels] of which each differs from the one before."""
+    """Return frames, uint8 [count, size, size, channels], each of which differs from the one before."""
     shades = np.linspace(0, 1, count)[:, None, None, None]
     return (shades * noise(size, size, channels)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_has_every_frame_its_duration_and_loops(tmp_path, channels):
+def test_gif_has_every_frame_its_duration_and_loops(tmp_path, channels):
     path = tmp_path / "a.gif"
     figures.save_animation(path, list(fading(12, 32, channels)), 0.08)
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (12, (32, 32), 80, 0)
 
 
-def test_a_gif_keeps_colours_and_order(tmp_path):
+def test_gif_keeps_colours_and_order(tmp_path):
     colors = [(250, 20, 30), (20, 240, 40), (30, 20, 230), (255, 255, 255), (128, 120, 110)]
     frames = [np.full((32, 32, 3), color, np.uint8) for color in colors]
     figures.save_animation(tmp_path / "a.gif", frames, 0.1)
@@ -210,7 +210,7 @@ def test_a_gif_keeps_colours_and_order(tmp_path):
             assert np.abs(np.array(gif.convert("RGB").getpixel((5, 5))) - color).max() <= 4
 
 
-def test_a_gif_fits_its_limit_and_is_unchanged_if_it_already_does(tmp_path):
+def test_gif_is_reduced_only_if_it_exceeds_the_limit(tmp_path):
     frames = fading(10, 96)
     figures.save_animation(tmp_path / "free.gif", frames, 0.1)
     free = (tmp_path / "free.gif").stat().st_size
@@ -227,7 +227,7 @@ def test_a_gif_fits_its_limit_and_is_unchanged_if_it_already_does(tmp_path):
     assert 32 < sizes[1] < 96
 
 
-def test_a_limit_that_no_gif_meets_is_an_error(tmp_path):
+def test_unreachable_size_limit_is_an_error(tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"earlier")
     with pytest.raises(ValueError, match="do not fit"):
@@ -236,20 +236,20 @@ def test_a_limit_that_no_gif_meets_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_animation_of_another_kind_is_refused(tmp_path):
+def test_animation_of_another_format_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="gif.*mp4"):
         figures.save_animation(tmp_path / "a.png", fading(2, 32), 0.1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_ffmpeg_an_mp4_names_what_to_install(tmp_path, monkeypatch):
+def test_mp4_without_ffmpeg_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r"pip install imageio\[ffmpeg\]"):
         figures.save_animation(tmp_path / "a.mp4", fading(2, 32), 0.1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_mp4_of_odd_sides_has_every_frame(tmp_path):
+def test_mp4_of_odd_size_is_padded(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v3 as iio
 
@@ -258,27 +258,27 @@ def test_an_mp4_of_odd_sides_has_every_frame(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 100, 101, 1000])
-def test_a_loss_curve_of_any_length_is_drawn(tmp_path, count):
+def test_loss_curve_of_any_length_is_drawn(tmp_path, count):
     losses = 0.15 + 0.3 * np.exp(-np.arange(count) / 100)
     figures.plot_losses(tmp_path / "loss_epoch.png", (1 + np.arange(count)) / 230, losses)
-    with Image.open(tmp_path / "loss_epoch.png") as picture:
-        blue = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "loss_epoch.png") as image:
+        blue = np.asarray(image.convert("RGB")).astype(int)
     # below the legend, which has the curve's colour
-    curve = (blue[..., 2] - blue[..., 0] > 80)[picture.height // 4 :]
+    curve = (blue[..., 2] - blue[..., 0] > 80)[image.height // 4 :]
     assert curve.sum() > 50
 
 
-def test_the_filtered_curve_has_no_noise_and_no_delay():
+def test_low_pass_removes_noise_without_delay():
     count = 2000
     trend = 0.15 + 0.3 / (1 + np.exp((np.arange(count) - count / 2) / 60))
     noisy = trend + np.random.default_rng(0).normal(0, 0.02, count)
     smooth = figures.low_pass(noisy)
     assert np.abs(smooth - trend).std() < 0.006
-    # half way down at the very step where the loss is
+    # the midpoint of the decrease is at the same step
     assert abs(np.argmax(smooth < 0.3) - count / 2) < 15
 
 
-def test_the_film_of_a_long_training_has_bounded_memory_and_frames(tmp_path):
+def test_training_animation_has_bounded_memory_and_frames(tmp_path):
     side, bins = 16, [str(i) for i in range(10)]
     names = [f"{epoch:02d}" for epoch in range(1, 201)]
     for name in ("input", *names):

@@ -71,7 +71,7 @@ def step():
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 3), (32, 1), (128, 3)])
-def test_it_is_built_for_every_image_size(size, channels):
+def test_classifier_is_built_for_every_image_size(size, channels):
     hyperparameters = SimpleNamespace(size_image=size, num_categories=7, num_input_channels=channels)
     network = image_classifier(hyperparameters)
     luma = augmented_luma(tf.constant(random_images(channels, size, 2)), SharedRandom(seed(), 2))
@@ -79,7 +79,7 @@ def test_it_is_built_for_every_image_size(size, channels):
     assert (ages.shape, genders.shape) == ((2, 7), (2, 2))
 
 
-def test_it_is_blind_to_colour(step):
+def test_classifier_ignores_colour(step):
     """Images of other colours and the same luma get the same logits."""
     images = random_images() / 2
     red = np.random.default_rng(1).uniform(-0.3, 0.3, images.shape[:3])
@@ -94,7 +94,7 @@ def test_it_is_blind_to_colour(step):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_what_is_drawn_is_a_function_of_seed_and_step():
+def test_random_tensors_depend_on_seed_and_step_only():
     assert all(np.array_equal(*pair) for pair in zip(draws(8), draws(8), strict=True))
     assert not any(np.array_equal(*pair) for pair in zip(draws(8), draws(8, step=2), strict=True))
     augmented, keep, ages, _ = draws(8)
@@ -102,7 +102,7 @@ def test_what_is_drawn_is_a_function_of_seed_and_step():
         assert len({row.numpy().tobytes() for row in rows}) > 2  # each image has its own
 
 
-def test_two_devices_draw_what_one_does():
+def test_random_tensors_do_not_depend_on_the_number_of_devices():
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, check=True
@@ -111,7 +111,7 @@ def test_two_devices_draw_what_one_does():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_augmentation_shifts_within_a_sixteenth_and_keeps_the_range():
+def test_augmentation_stays_within_its_ranges():
     size, number = 32, 200
     spot = np.zeros([number, size, size, 1], np.float32)
     spot[:, 16, 16] = 40
@@ -125,7 +125,7 @@ def test_augmentation_shifts_within_a_sixteenth_and_keeps_the_range():
     assert -BRIGHTNESS - 0.05 < means.min() < -0.1 and 0.1 < means.max() < BRIGHTNESS + 0.05
 
 
-def test_the_gradient_goes_back_to_where_a_pixel_came_from():
+def test_augmentation_passes_the_gradient_to_the_source_pixels():
     images = tf.constant(random_images(1))
     with tf.GradientTape() as tape:
         tape.watch(images)
@@ -134,12 +134,12 @@ def test_the_gradient_goes_back_to_where_a_pixel_came_from():
     assert (gradient >= 0).all() and gradient[:, 1:-1, 1:-1].mean() == pytest.approx(1, abs=CONTRAST)
 
 
-def test_dropout_keeps_the_mean():
+def test_dropout_preserves_the_mean():
     keep = SharedRandom(seed(), 8).dropout(2000).numpy()
     assert (keep == 0).mean() == pytest.approx(DROPOUT, abs=0.02) and keep.mean() == pytest.approx(1, abs=0.03)
 
 
-def test_other_labels_are_one_hot_and_of_another_bin():
+def test_other_labels_are_one_hot_in_another_bin():
     ages = np.repeat(labels()[0], 20, axis=0)
     others, genders = (x.numpy() for x in other_labels(tf.constant(ages), SharedRandom(seed(), len(ages))))
     for drawn in (others, genders):
@@ -148,7 +148,7 @@ def test_other_labels_are_one_hot_and_of_another_bin():
     assert (others.argmax(axis=1) != ages.argmax(axis=1)).all()
 
 
-def test_both_losses_begin_undecided_and_move_their_networks(step):
+def test_losses_start_at_chance_level_and_train_their_networks(step):
     C_img, (E, G) = step.networks["C_img"], (step.networks[name] for name in "EG")
     with tf.GradientTape(persistent=True) as tape:
         losses = classifier_losses(step._replace(out={"z": E(step.images)}))
@@ -163,7 +163,7 @@ def test_both_losses_begin_undecided_and_move_their_networks(step):
     assert all(gradient is None for gradient in tape.gradient(losses["C_img_loss"], G.trainable_variables))
 
 
-def test_it_learns(step):
+def test_classifier_learns(step):
     C_img, optimizer = step.networks["C_img"], tf.keras.optimizers.Adam(5e-3)
     found = []
     for number in range(60):
@@ -174,6 +174,6 @@ def test_it_learns(step):
     assert np.mean(found[-10:]) < 0.5 * np.mean(found[:10])
 
 
-def test_before_its_start_the_term_is_not_computed(step):
+def test_generator_loss_is_zero_while_the_weight_is_zero(step):
     losses = classifier_losses(step._replace(weights={"classifier": tf.constant(0.0)}))
     assert float(losses["G_class_loss"]) == 0 and float(losses["C_img_loss"]) > 0

@@ -84,7 +84,7 @@ def test_known_suffixes_are_those_of_the_formats_read():
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # the beginning of a phone's image
 
 
-def test_heic_without_pillow_heif_is_reported_with_the_fix(tmp_path, capsys, monkeypatch):
+def test_heic_without_pillow_heif_is_skipped_with_the_install_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     for one in (images.formats, images.suffixes):
@@ -104,7 +104,7 @@ def test_heic_without_pillow_heif_is_reported_with_the_fix(tmp_path, capsys, mon
     images.suffixes.cache_clear()
 
 
-def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+def test_heic_is_read_with_pillow_heif(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     path = saved(tmp_path / "a.heic", scene())
@@ -127,7 +127,7 @@ def test_resizing_equals_pillows_antialiased_bilinear(tmp_path, size, channels):
     assert difference(pixels, expected(Image.fromarray(noise), "L" if channels == 1 else "RGB", 128)) <= 1
 
 
-def test_the_format_is_found_by_content(tmp_path):
+def test_format_is_detected_by_content(tmp_path):
     saved(tmp_path / "a.png", scene()).rename(tmp_path / "a.jpg")
     assert difference(load_image(tmp_path / "a.jpg", SIZE, 3), expected(scene())) == 0
 
@@ -141,7 +141,7 @@ def test_every_mode_of_png_is_read_as_by_pillow(tmp_path, mode):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
-def test_cmyk_is_read_in_its_colours(tmp_path, name):
+def test_cmyk_is_converted_to_rgb(tmp_path, name):
     path = saved(tmp_path / name, scene().convert("CMYK"))
     assert difference(load_image(path, SIZE, 3), expected(scene())) < 4
 
@@ -154,13 +154,13 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path, name, order):
     assert difference(load_image(path, SIZE, 3), expected(grey)) < 1
 
 
-def test_32_bit_pixels_are_refused(tmp_path):
+def test_32_bit_pixels_are_rejected(tmp_path):
     path = saved(tmp_path / "a.tif", Image.fromarray(np.ones((8, 8), np.float32)))
     with pytest.raises(InputError, match="a.tif: 32-bit"):
         load_image(path, SIZE, 3)
 
 
-def test_transparent_pixels_become_white(tmp_path):
+def test_transparent_pixels_are_composited_over_white(tmp_path):
     half = scene().convert("RGBA")
     half.putalpha(128)
     clear = scene().quantize(8)
@@ -184,8 +184,8 @@ def test_exif_orientation_is_applied(tmp_path, name, orientation):
     assert difference(load_image(path, SIZE, 3), expected(upright)) < 4
 
 
-@pytest.mark.parametrize("path", [b"\xff\xd8", b"", b"no picture", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM"])
-def test_files_that_are_not_images_are_named(tmp_path, path):
+@pytest.mark.parametrize("path", [b"\xff\xd8", b"", b"not an image", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM"])
+def test_invalid_image_files_are_rejected_with_their_name(tmp_path, path):
     file = tmp_path / "1_0_0_20170112213500903.jpg"
     file.write_bytes(path)
     with pytest.raises(InputError, match=file.name):
@@ -215,7 +215,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (13_000, 10_000), (12_801, 10_000)])
-def test_huge_images_are_refused_before_decoding(tmp_path, size):
+def test_huge_images_are_rejected_before_decoding(tmp_path, size):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
     began = time.monotonic()
     with pytest.raises(BadImage, match="huge.png: more than 128,000,000 pixels"):
@@ -239,7 +239,7 @@ print(*shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
-def test_an_image_of_many_pixels_is_reduced(tmp_path, mode, monkeypatch):
+def test_large_image_is_reduced(tmp_path, mode, monkeypatch):
     image = scene(600, 400).convert(mode)
     path = saved(tmp_path / "a.tif", image)
     whole = load_image(path, SIZE, 3)
@@ -278,7 +278,7 @@ def test_colour_profiles_are_applied(tmp_path, mode):
         assert difference(load_image(path, SIZE, 3), expected(image)) == 0
 
 
-def test_a_truncated_image_passes_the_header_check_only(tmp_path):
+def test_truncated_image_passes_only_the_header_check(tmp_path):
     path = saved(tmp_path / "cut.png", scene(300, 300))
     path.write_bytes(path.read_bytes()[:-300])
     with open_image(path) as image:
@@ -346,7 +346,7 @@ def mutants(random: np.random.Generator, count: int) -> list[tuple[str, bytes]]:
     return made
 
 
-def test_mutated_images_are_read_or_named(tmp_path, monkeypatch):
+def test_mutated_images_are_read_or_rejected_with_their_name(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "MAX_BAD_SHARE", 1.0)
     for i, (suffix, content) in enumerate(mutants(np.random.default_rng(3), MUTANTS)):
         (tmp_path / f"{i % 100}_0_0_{20170101 + i}{suffix}").write_bytes(content)
@@ -363,10 +363,10 @@ def test_mutated_images_are_read_or_named(tmp_path, monkeypatch):
             assert str(path) in str(error) and "\n" not in str(error)
             named[path.name] = str(error)
         assert time.monotonic() - began < SECONDS_AN_IMAGE, path.name
-    assert 0.2 * MUTANTS < len(named) < 0.95 * MUTANTS  # some of them, not all
+    assert 0.2 * MUTANTS < len(named) < 0.95 * MUTANTS  # some, but not all, are invalid
 
 
-def test_an_error_contains_the_path_once(tmp_path, monkeypatch):
+def test_error_message_contains_the_path_once(tmp_path, monkeypatch):
     path = tmp_path / "20_0_0_20170116174525000.jpg"
     Image.new("RGB", (9, 9)).save(path)
 

@@ -36,31 +36,31 @@ def included(packed, monkeypatch):
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(8, 127), (16, 1024)])
-def test_packed_weights_are_off_by_half_a_step_at_most(run, tmp_path, bits, steps):
+def test_quantization_error_is_at_most_half_a_step(run, tmp_path, bits, steps):
     quantize_weights(tmp_path / "weights.npz", [run.E, run.G], bits)
     other = FaceAging(**{**TINY, "seed": 3})
     load_quantized(tmp_path / "weights.npz", [other.E, other.G])
     for network in ("E", "G"):
-        for ours, theirs in zip(getattr(run, network).weights, getattr(other, network).weights, strict=True):
-            values, error = ours.numpy(), np.abs(theirs.numpy() - ours.numpy())
+        for expected, loaded in zip(getattr(run, network).weights, getattr(other, network).weights, strict=True):
+            values, error = expected.numpy(), np.abs(loaded.numpy() - expected.numpy())
             if values.ndim == 1:
                 assert not error.any()
                 continue
-            scaled = 0 if "fc" in ours.path else 2 if "deconv" in ours.path else 3
+            scaled = 0 if "fc" in expected.path else 2 if "deconv" in expected.path else 3
             others = tuple(axis for axis in range(values.ndim) if axis != scaled)
             assert (error.max(axis=others) <= 1.001 * np.abs(values).max(axis=others) / steps / 2).all()
 
 
-def test_a_packed_model_ages_faces_as_the_run_that_it_was_made_of(run, packed, faces):
+def test_packaged_model_equals_its_run_within_quantization(run, packed, faces):
     assert (packed / "weights.npz").stat().st_size < 0.4 * 4 * (run.E.count_params() + run.G.count_params())
     assert read_config(packed)["training"]["steps"] == 5
     images = np.stack([load_image(face.path, 32, 3) for face in faces[:5]])
-    theirs, ours = (model.age(images, 30, 0).astype(int) for model in (FaceAging.load(packed), run))
-    assert np.abs(theirs - ours).max() <= 3
+    packaged, original = (model.age(images, 30, 0).astype(int) for model in (FaceAging.load(packed), run))
+    assert np.abs(packaged - original).max() <= 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "another network's"])
-def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
+def test_damaged_weights_are_rejected_in_one_line(packed, tmp_path, damage):
     content = (packed / "weights.npz").read_bytes()
     (tmp_path / "config.json").write_bytes((packed / "config.json").read_bytes())
     path = tmp_path / "weights.npz"
@@ -74,7 +74,7 @@ def test_damaged_weights_are_refused_in_one_line(packed, tmp_path, damage):
         FaceAging.load(tmp_path)
 
 
-def test_the_included_model_is_used_if_savedir_has_none(included, faces, tmp_path, capsys):
+def test_included_model_is_used_if_savedir_has_none(included, faces, tmp_path, capsys):
     save_dir = tmp_path / "none"
     assert main.main(["--is_train=False", "--savedir", str(save_dir), "--testdir", faces[0].path]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -84,23 +84,23 @@ def test_the_included_model_is_used_if_savedir_has_none(included, faces, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory, faces):
+def other_packed(tmp_path_factory, faces):
     """A packed model of other weights and sizes."""
-    folder = tmp_path_factory.mktemp("second")
+    folder = tmp_path_factory.mktemp("other")
     other = FaceAging(**{**TINY, "seed": 3, "num_z_channels": 7}, save_dir=folder / "run")
-    assert other.train(faces, num_epochs=1, notes={"dataset": "drawn", "loss_weights": [1e-4] * 3}) is None
+    assert other.train(faces, num_epochs=1, notes={"dataset": "drawn"}) is None
     package_model.pack(other.save_dir, 8, folder / "packed")
     return folder / "packed"
 
 
 @pytest.fixture
-def two_included(included, second, tmp_path, monkeypatch):
+def two_included(included, other_packed, tmp_path, monkeypatch):
     """A copy of that model in place of the included baseline."""
-    monkeypatch.setitem(INCLUDED_MODELS, "paper", Path(shutil.copytree(second, tmp_path / "baseline")))
+    monkeypatch.setitem(INCLUDED_MODELS, "paper", Path(shutil.copytree(other_packed, tmp_path / "baseline")))
     return included, tmp_path / "baseline"
 
 
-def test_pretrained_selects_the_model_even_if_savedir_has_a_run(two_included, run, faces, tmp_path, capsys):
+def test_pretrained_takes_precedence_over_savedir(two_included, run, faces, tmp_path, capsys):
     (tmp_path / "few").mkdir()
     for face in faces[:4]:
         shutil.copy(face.path, tmp_path / "few")
@@ -120,18 +120,18 @@ def test_pretrained_selects_the_model_even_if_savedir_has_a_run(two_included, ru
         assert main.main([*measuring, "--savedir", str(place), *flags]) == 0
         measured = json.loads((place / "evaluation.json").read_text())["overall"]["L1"]
         sheets[name] = sheets[name], measured
-    assert "using the included one" not in capsys.readouterr().out  # it was asked for
+    assert "using the included one" not in capsys.readouterr().out  # since --pretrained is given
     assert np.abs(sheets["run"][0] - sheets["aging"][0]).max() <= 3  # the same weights, in 8 bits
     assert np.abs(sheets["run"][0] - sheets["paper"][0]).max() > 3
     assert sheets["run"][1] == pytest.approx(sheets["aging"][1], abs=1e-3) != sheets["paper"][1]
 
 
-def test_training_starts_from_the_selected_model(two_included, faces, tmp_path):
+def test_training_starts_from_the_model_that_pretrained_selects(two_included, faces, tmp_path):
     _, baseline = two_included
     model = FaceAging(**{**TINY, "num_z_channels": 7}, save_dir=tmp_path / "save")
     model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="2017")
-    theirs = FaceAging.load(baseline)
-    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(model.E.weights, theirs.E.weights, strict=True))
+    loaded = FaceAging.load(baseline)
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(model.E.weights, loaded.E.weights, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_training_starts_from_the_selected_model(two_included, faces, tmp_path):
         (["--use_init_model=True", "--pretrained=2017"], "num_z_channels 7, not"),
     ],
 )
-def test_an_unusable_pretrained_is_refused(two_included, workplace, capsys, flags, message):
+def test_invalid_use_of_pretrained_is_rejected(two_included, workplace, capsys, flags, message):
     try:
         status = main.main(["--dataset=drawn", *TINY_FLAGS, *flags])
     except SystemExit as error:
@@ -153,7 +153,7 @@ def test_an_unusable_pretrained_is_refused(two_included, workplace, capsys, flag
 
 @pytest.mark.parametrize("part", ["weights.npz", "config.json"])
 @pytest.mark.parametrize("flags", [["--is_train=False"], ["--evaluate", "drawn"], ["--use_init_model=True"]])
-def test_an_incomplete_included_model_is_an_input_error(two_included, workplace, drawn_folder, capsys, part, flags):
+def test_incomplete_included_model_is_rejected_in_one_line(two_included, workplace, drawn_folder, capsys, part, flags):
     _, baseline = two_included
     (baseline / part).unlink()
     (baseline / "README.md").write_text("The card")
@@ -167,11 +167,11 @@ def test_an_incomplete_included_model_is_an_input_error(two_included, workplace,
 def test_training_can_start_from_the_included_model(included, run, faces, tmp_path):
     model = FaceAging(**{**TINY, "seed": 3}, save_dir=tmp_path / "save")
     model.train(faces, num_epochs=1, learning_rate=1e-12, init_model="aging")
-    for ours, theirs in zip(model.E.weights, run.E.weights, strict=True):
-        assert np.abs(ours.numpy() - theirs.numpy()).max() <= np.abs(theirs.numpy()).max() / 100
+    for weight, expected in zip(model.E.weights, run.E.weights, strict=True):
+        assert np.abs(weight.numpy() - expected.numpy()).max() <= np.abs(expected.numpy()).max() / 100
 
 
-def test_an_included_model_of_other_sizes_is_refused(included, workplace, capsys):
+def test_included_model_of_other_sizes_is_rejected_with_the_flags(included, workplace, capsys):
     flags = ["--dataset=drawn", *TINY_FLAGS, "--num_gen_channels=64", "--num_encoder_channels=8"]
     assert main.main([*flags, "--use_init_model=True"]) == 2
     error = capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_an_included_model_of_other_sizes_is_refused(included, workplace, capsys
     assert not (workplace / "save").exists()
 
 
-def test_the_included_model_ages_the_included_faces(tmp_path, monkeypatch, capsys):
+def test_included_model_ages_the_demo_faces(tmp_path, monkeypatch, capsys):
     """The first command of the README."""
     monkeypatch.chdir(Path(main.__file__).parent)
     assert main.main(["--is_train", "False", "--savedir", str(tmp_path)]) == 0
@@ -230,7 +230,7 @@ def test_train_model_and_package_model(workplace, monkeypatch):
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
 
 
-def test_compare_runs_prints_a_row_for_each_run(run, workplace, tmp_path, monkeypatch, capsys):
+def test_compare_runs_prints_a_row_per_run(run, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recognition, "dlib_models", lambda: None)
     monkeypatch.setattr(recognition, "embeddings", lambda images: images.reshape(len(images), -1)[:, :128] / 255.0)
     (tmp_path / "empty").mkdir()

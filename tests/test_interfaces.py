@@ -21,7 +21,7 @@ def test_the_context_accepts_a_heartbeat_timeout():
     assert "heartbeat_timeout_in_ms" in inspect.signature(configure).parameters
 
 
-def test_adam_has_its_moments_where_ours_reads_them():
+def test_adam_has_the_attributes_that_fast_ops_uses():
     """support.fast_ops.Adam: without it use keras.optimizers.Adam, which is slower."""
     variable = keras.Variable(np.zeros([2, 3], np.float32))
     adam = keras.optimizers.Adam()
@@ -31,8 +31,8 @@ def test_adam_has_its_moments_where_ours_reads_them():
     assert hasattr(adam._momentums[index].value, "handle")
 
 
-def test_layers_call_the_methods_that_ours_override():
-    """support.fast_ops: without convolution_op, or with another call, ours would be Keras' own layers, and slower."""
+def test_layers_have_the_methods_that_fast_ops_overrides():
+    """support.fast_ops: without convolution_op, or with another call, they would be Keras' own layers, and slower."""
     assert list(inspect.signature(layers.Conv2D.convolution_op).parameters) == ["self", "inputs", "kernel"]
     assert list(inspect.signature(layers.Conv2DTranspose.call).parameters) == ["self", "inputs"]
     assert list(inspect.signature(layers.BatchNormalization.call).parameters) == ["self", "inputs", "training", "mask"]
@@ -65,7 +65,7 @@ def prefix(tmp_path):
 
 
 def test_a_checkpoint_has_an_object_graph(prefix):
-    """support.checkpoints.is_reference: without it ours would be read as the reference program's."""
+    """support.checkpoints.is_reference: without it a checkpoint would be read as the reference program's."""
     assert tf.train.load_checkpoint(prefix).has_tensor(OBJECT_GRAPH)
 
 

@@ -23,7 +23,7 @@ from support.labels import (
 from tests.conftest import make_image
 
 
-def test_default_bins_are_those_of_the_paper():
+def test_default_bins_equal_those_of_the_paper():
     bins = AgeBins()
     assert bins.bounds == AGE_BOUNDS and len(bins) == 10
     assert bins.names == ["0-5", "6-10", "11-15", "16-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71+"]
@@ -51,13 +51,13 @@ def test_interpolated_labels_equal_one_hots_at_centres():
     assert bins.interpolated([1.0]).dtype == np.float32
 
 
-def test_other_bounds_make_other_bins():
+def test_custom_bounds_define_the_bins():
     bins = AgeBins((30,))
     assert bins.names == ["0-30", "31+"] and bins.centres == [15, 38]
 
 
 @pytest.mark.parametrize("bounds", [(), (0,), (120,), (5, 5), (10, 5), (5, 130), (-3, 5)])
-def test_bounds_that_do_not_increase_are_refused(bounds):
+def test_bounds_that_do_not_increase_are_rejected(bounds):
     with pytest.raises(InputError, match="age bounds"):
         AgeBins(bounds)
 
@@ -68,7 +68,7 @@ def test_gender_labels_of_an_unknown_gender_are_zero():
 
 
 @pytest.mark.parametrize("gender", [2, "girl", None, "femal", 0.5])
-def test_invalid_genders_are_refused(gender):
+def test_invalid_genders_are_rejected(gender):
     with pytest.raises(InputError, match=f"{gender!r} is not a gender: give 0 or 'male', 1 or 'female'"):
         gender_labels([gender])
 
@@ -79,7 +79,7 @@ def test_genders_may_be_words():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "label"),
     [
         ("25_1_3_20170116174525125.jpg.chip.jpg", ("UTKFace", 25, FEMALE)),
         ("100_0_0_20170112213500903.jpg", ("UTKFace", 100, MALE)),
@@ -121,8 +121,8 @@ def test_genders_may_be_words():
         ("holiday.jpg", None),
     ],
 )
-def test_names_are_parsed_by_convention(name, said):
-    assert parse_name(name) == said
+def test_names_are_parsed_by_convention(name, label):
+    assert parse_name(name) == label
 
 
 def write_table(folder: Path, text: str | bytes) -> None:
@@ -133,7 +133,7 @@ def write_table(folder: Path, text: str | bytes) -> None:
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("byte_order_mark", ["", "\ufeff"])
-def test_a_table_labels_any_file_and_adds_missing_genders(tmp_path, newline, byte_order_mark):
+def test_table_labels_any_file_and_adds_missing_genders(tmp_path, newline, byte_order_mark):
     rows = ["file,age,gender", "a.jpg,30,Female", r"sub\b.jpg, 41 ,0", "", '"001A02.JPG",3,m']
     write_table(tmp_path, byte_order_mark + newline.join(rows))
     listing = list_faces(tmp_path)
@@ -168,7 +168,7 @@ def test_genders_in_tables_have_several_spellings(tmp_path, gender, read):
         (b"file,age,gender\n\xe9.jpg,30,m\n", ": not in UTF-8"),
     ],
 )
-def test_a_wrong_table_is_refused_with_line_and_reason(tmp_path, text, message):
+def test_invalid_table_is_rejected_with_line_and_reason(tmp_path, text, message):
     write_table(tmp_path, text)
     with pytest.raises(InputError, match=f"labels.csv.*{message}"):
         list_faces(tmp_path, unknown_gender=True)
@@ -193,25 +193,25 @@ def test_tables_written_by_spreadsheets_are_read(tmp_path, table):
     assert [face[1:] for face in list_faces(tmp_path, True).faces] == [(2, UNKNOWN), (25, FEMALE), (41, FEMALE)]
 
 
-def test_without_a_gender_column_the_name_gives_the_gender(tmp_path):
+def test_gender_is_parsed_from_the_name_if_the_table_has_no_such_column(tmp_path):
     make_image(tmp_path / "009055_1M54.JPG")
     write_table(tmp_path, "file,age\n009055_1M54.JPG,55\na.jpg,30\n")
     assert [face[1:] for face in list_faces(tmp_path, True).faces[1:3]] == [(55, MALE), (30, UNKNOWN)]
 
 
-def test_age_ranges_become_their_middle_and_are_reported(tmp_path):
+def test_age_ranges_become_their_midpoint_and_are_reported(tmp_path):
     write_table(tmp_path, 'file,age,gender\na.jpg,"(25, 32)",f\nsub/b.jpg,(60, 100),m\n001A02.JPG,4-6,m\n')
     listing = list_faces(tmp_path)
     assert [face[1:] for face in listing.faces] == [(5, MALE), (28, FEMALE), (80, MALE)]
     assert "labels.csv, the middle of a range of ages: 3 faces" in describe(listing, AgeBins())
 
 
-def test_rows_without_an_image_are_reported_and_the_others_read(tmp_path):
+def test_rows_without_an_image_are_reported_and_skipped(tmp_path):
     write_table(tmp_path, "file,age,gender\nz.jpg,30,m\na.jpg,30,m\n../a.jpg,3,m\n")
     listing = list_faces(tmp_path, True)
     assert [face[1:] for face in listing.faces] == [(2, UNKNOWN), (30, MALE)]
-    said = "2, a row of labels.csv without an image, first ../a.jpg (line 4), z.jpg (line 2)"
-    assert said in describe(listing, AgeBins())
+    line = "2, a row of labels.csv without an image, first ../a.jpg (line 4), z.jpg (line 2)"
+    assert line in describe(listing, AgeBins())
 
 
 def test_accents_match_in_both_unicode_forms(tmp_path):
@@ -220,13 +220,13 @@ def test_accents_match_in_both_unicode_forms(tmp_path):
     assert (30, FEMALE) in [face[1:] for face in list_faces(tmp_path, True).faces]
 
 
-def test_all_wrong_rows_are_reported_at_once(tmp_path):
+def test_all_invalid_rows_are_reported_at_once(tmp_path):
     rows = ["file,age,gender", "a.jpg,old,m", "sub/b.jpg,30,m", "001A02.JPG,3,x", "a.jpg,3", *["b.jpg,?,m"] * 20]
     write_table(tmp_path, "\n".join(rows))
     with pytest.raises(InputError) as error:
         list_faces(tmp_path, True)
-    for said in ("23 wrong rows: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
-        assert said in str(error.value)
+    for part in ("23 wrong rows: line 2: age old", "; line 4: gender x", "; line 5: 2 columns", "; and 13 more"):
+        assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -257,7 +257,7 @@ def test_folders_named_by_age_label_images_without_other_labels(tmp_path):
         (["age26/7/x.jpg"], "age26/7/x.jpg is in two of them"),
     ],
 )
-def test_folder_numbers_that_are_not_ages_are_refused_with_the_reason(names, reason):
+def test_folder_numbers_that_are_not_ages_are_rejected_with_the_reason(names, reason):
     with pytest.raises(InputError, match=f"do not look like ages, {re.escape(reason)}: .*labels.csv.* age25"):
         parse_folders(names)
 
@@ -274,11 +274,11 @@ def test_imdb_wiki_photos_with_impossible_dates_are_skipped(tmp_path):
     ("text", "age"),
     [("0-2", 1), ("more than 70", 78), ("60+", 68), (">65", 73), (">= 65", 73), ("80 and over", 88), ("45 years", 45)],
 )
-def test_ages_are_read_as_tables_of_data_sets_write_them(text, age):
+def test_ages_are_parsed_in_every_notation(text, age):
     assert parse_age(text)[0] == age
 
 
-def test_a_table_of_appa_real_is_read(tmp_path):
+def test_appa_real_table_is_read(tmp_path):
     for name in ("train/000001.jpg", "valid/000002.jpg", "test/000003.jpg"):
         make_image(tmp_path / name)
     (tmp_path / "labels.csv").write_text(
@@ -292,20 +292,20 @@ def test_a_table_of_appa_real_is_read(tmp_path):
     "row",
     ["sub/B.JPG", "sub/b", "b", "b.png", "/home/me/set/sub/b.jpg", r"C:\me\sub\b.jpg", "set/sub/b.jpg", "./sub/b.jpg"],
 )
-def test_rows_match_images_in_other_spellings(tmp_path, row):
+def test_rows_match_images_with_other_paths_suffixes_or_case(tmp_path, row):
     write_table(tmp_path / "set", f"file,age,gender\n{row},41,f\n")
     assert [face[1:] for face in list_faces(tmp_path / "set", True).faces] == [(2, UNKNOWN), (41, FEMALE)]
 
 
 @pytest.mark.parametrize("row", ["other/b.jpg", "c"])
-def test_rows_match_no_image_in_another_folder_or_with_several_candidates(tmp_path, row):
+def test_rows_do_not_match_other_folders_or_several_candidates(tmp_path, row):
     for name in ("sub/c.jpg", "c.png"):
         make_image(tmp_path / name)
     write_table(tmp_path, f"file,age,gender\na.jpg,30,f\n{row},41,f\n")
     assert (41, FEMALE) not in [face[1:] for face in list_faces(tmp_path, True).faces]
 
 
-def test_a_table_that_matches_no_image_is_refused(tmp_path):
+def test_table_that_matches_no_image_is_rejected(tmp_path):
     write_table(tmp_path, "file,age,gender\n" + "".join(f"p{i},30,f\n" for i in range(1, 31)))
     with pytest.raises(InputError, match="labels.csv: 30 rows name no image, such as p1: .* such as 001A02.JPG"):
         list_faces(tmp_path, True)

@@ -25,44 +25,44 @@ def outputs_and_gradients(layer, inputs):
     return [outputs, *tape.gradient(goal, [inputs, *layer.trainable_weights])]
 
 
-def compare(ours, theirs, shape):
+def compare(tested, reference, shape):
     inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    ours.build(shape)
-    theirs.build(shape)
-    theirs.set_weights([weight + np.float32(0.1) for weight in ours.get_weights()])
-    ours.set_weights(theirs.get_weights())
+    tested.build(shape)
+    reference.build(shape)
+    reference.set_weights([weight + np.float32(0.1) for weight in tested.get_weights()])
+    tested.set_weights(reference.get_weights())
     for _ in range(2):
-        pairs = zip(outputs_and_gradients(ours, inputs), outputs_and_gradients(theirs, inputs), strict=True)
-        for our, their in pairs:
-            np.testing.assert_allclose(our, their, rtol=1e-4, atol=2e-4)
-    for our, their in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-6)
+        pairs = zip(outputs_and_gradients(tested, inputs), outputs_and_gradients(reference, inputs), strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-4)
+    for one, other in zip(tested.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 # of 2, 4, 8 and 16 pixels come out: either side of what is computed as matrix products, wholly and in part
 @pytest.mark.parametrize("size_kernel", [3, 5])
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
-def test_a_convolution_equals_keras(side, size_kernel):
+def test_convolution_equals_keras(side, size_kernel):
     arguments = (6, size_kernel, 2, "same")
     compare(fast_ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, side, side, 5])
 
 
 @pytest.mark.parametrize(("shape", "stride"), [([8, 8], 1), ([7, 7], 2), ([8, 4], 2)])
-def test_a_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
+def test_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
     arguments = (6, 5, stride, "same")
     compare(fast_ops.Conv2D(*arguments), layers.Conv2D(*arguments), [3, *shape, 5])
     compare(fast_ops.Conv2DTranspose(*arguments), layers.Conv2DTranspose(*arguments), [3, *shape, 5])
 
 
-def test_a_convolution_of_one_pixel_has_a_finite_gradient_in_bfloat16():
+def test_convolution_of_one_pixel_has_a_finite_gradient_in_bfloat16():
     """TensorFlow's own leaves memory unwritten there: --image_size 8 came to NaN within some steps."""
     layer = fast_ops.Conv2D(128, 5, 2, "same", dtype="bfloat16")
     inputs = np.random.default_rng(0).normal(size=[10, 1, 1, 64]).astype(np.float32)
     layer.build(inputs.shape)
     (middle,) = (kernel[2, 2] for kernel in layer.get_weights()[:1])
     for _ in range(20):
-        harmed = [np.full(number, np.nan, np.float32) for number in range(1000, 1_000_000, 50_000)]
-        del harmed  # so that memory which is then not written holds NaN
+        filled = [np.full(number, np.nan, np.float32) for number in range(1000, 1_000_000, 50_000)]
+        del filled  # freed memory full of NaN: a result that is not written would have NaN
         outputs, _, kernel_gradient, _ = outputs_and_gradients(layer, tf.cast(inputs, tf.bfloat16))
         gradient = np.array(kernel_gradient, np.float32)
         assert np.isfinite(gradient).all() and np.count_nonzero(gradient) == np.count_nonzero(gradient[2, 2])
@@ -74,7 +74,7 @@ def test_a_convolution_of_one_pixel_has_a_finite_gradient_in_bfloat16():
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [2, 4, 8, 16])
-def test_a_transposed_convolution_equals_keras(side, stride, activation, filters):
+def test_transposed_convolution_equals_keras(side, stride, activation, filters):
     arguments = {"filters": filters, "kernel_size": 5, "strides": stride, "padding": "same", "activation": activation}
     compare(fast_ops.Conv2DTranspose(**arguments), layers.Conv2DTranspose(**arguments), [3, side, side, 4])
 
@@ -103,20 +103,20 @@ def test_total_variation_gradient_equals_tensorflows():
 def test_adam_equals_keras():
     random = np.random.default_rng(0)
     start = random.normal(size=[7, 5]).astype(np.float32)
-    ours, theirs = keras.Variable(start), keras.Variable(start)
+    tested, reference = keras.Variable(start), keras.Variable(start)
     adams = {
-        fast_ops.Adam(2e-4, beta_1=0.5, epsilon=1e-8): ours,
-        keras.optimizers.Adam(2e-4, 0.5, epsilon=1e-8): theirs,
+        fast_ops.Adam(2e-4, beta_1=0.5, epsilon=1e-8): tested,
+        keras.optimizers.Adam(2e-4, 0.5, epsilon=1e-8): reference,
     }
     for _ in range(5):
         gradient = random.normal(size=[7, 5]).astype(np.float32)
         for adam, variable in adams.items():
             adam.apply([tf.constant(gradient)], [variable])
-    assert np.abs(ours.numpy() - start).mean() > 1e-4
-    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, atol=1e-7)
+    assert np.abs(tested.numpy() - start).mean() > 1e-4
+    np.testing.assert_allclose(tested.numpy(), reference.numpy(), rtol=1e-6, atol=1e-7)
 
 
-def test_a_model_that_was_used_is_freed():
+def test_model_is_freed_after_use():
     """tf.custom_gradient would keep each graph that it was traced in, with the weights of E and G."""
     model = FaceAging(**TINY | {"size_image": 16})
     model.age(np.zeros([1, 16, 16, 3], np.uint8), [30], [0])

@@ -38,12 +38,12 @@ def model():
     return model
 
 
-def test_both_losses_are_logged_by_name(run):
+def test_additional_losses_are_logged_by_name(run):
     assert list(read_rows(run.save_dir)[0]) == ["step", "epoch", *LOSSES, *ADDED, "learning_rate"]
     assert set(ADDED) <= set(read_events(run.save_dir).Tags()["tensors"])
 
 
-def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces):
+def test_resumed_run_with_additional_losses_equals_an_uninterrupted_one(run, tmp_path, faces):
     for epochs in (1, 2):
         resumed = FaceAging(**TINY, save_dir=tmp_path)
         resumed.train(faces, num_epochs=epochs, loss_weights=AGING, flip=True)
@@ -52,7 +52,7 @@ def test_resumed_run_with_both_losses_equals_a_straight_one(run, tmp_path, faces
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
-def test_results_do_not_depend_on_earlier_models(run, tmp_path, faces):
+def test_results_do_not_depend_on_models_built_before(run, tmp_path, faces):
     for _ in range(3):
         FaceAging(**TINY)
     again = FaceAging(**TINY, save_dir=tmp_path)
@@ -60,7 +60,7 @@ def test_results_do_not_depend_on_earlier_models(run, tmp_path, faces):
     assert same(weights_of(run), weights_of(again))
 
 
-def test_weights_of_zero_change_no_number(tmp_path, faces):
+def test_weight_zero_equals_no_loss(tmp_path, faces):
     models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("three", "five")]
     for model, weights in zip(models, (PAPER, (*PAPER, 0, 0)), strict=True):
         model.train(faces, num_epochs=1, loss_weights=weights)
@@ -72,7 +72,7 @@ def test_weights_of_zero_change_no_number(tmp_path, faces):
     assert names[0] == names[1]
 
 
-def test_one_of_the_two_losses_is_computed_without_the_other(tmp_path, faces):
+def test_label_loss_and_feature_loss_are_independent(tmp_path, faces):
     columns = {}
     for name, weights in (("label", (*PAPER, 1e-2, 0)), ("feature", (*PAPER, 0, 0.1))):
         FaceAging(**TINY, save_dir=tmp_path / name).train(faces[:20], num_epochs=1, loss_weights=weights)
@@ -81,7 +81,7 @@ def test_one_of_the_two_losses_is_computed_without_the_other(tmp_path, faces):
     assert columns["feature"] - columns["label"] == {"G_feature_loss"}
 
 
-def test_label_losses_are_two_cross_entropies(model):
+def test_label_losses_equal_their_definition(model):
     z = np.random.default_rng(0).uniform(-1, 1, (4, 50)).astype(np.float32)
     ages, genders = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, -1])
     losses = label_losses(Step(model.networks, None, ages, genders, {"z": z}, None, {}))
@@ -94,23 +94,23 @@ def test_label_losses_are_two_cross_entropies(model):
     assert float(losses["E_label_loss"]) == pytest.approx(-sum(one.mean() for one in log_softmax), rel=1e-5)
 
 
-def test_the_encoder_unlearns_what_the_classifier_learns(tmp_path, faces):
-    """With a weight that drowns the reconstruction, the classifier knows less of the labels than without."""
-    left_over = []
-    for name, weight in (("open", 1e-9), ("hidden", 10.0)):
+def test_label_loss_hides_the_labels_from_z(tmp_path, faces):
+    """With a weight far above that of the reconstruction, the classifier's loss stays higher than without."""
+    final_losses = []
+    for name, weight in (("negligible", 1e-9), ("large", 10.0)):
         FaceAging(**TINY, save_dir=tmp_path / name).train(
             faces, num_epochs=24, learning_rate=1e-3, loss_weights=(*PAPER, weight, 0)
         )
-        left_over.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
-    assert left_over[1] > left_over[0] + 0.05
+        final_losses.append(np.mean([float(row["C_z_loss"]) for row in read_rows(tmp_path / name)[-10:]]))
+    assert final_losses[1] > final_losses[0] + 0.05
 
 
-def test_the_classifier_learns_five_times_as_fast(run):
+def test_classifier_has_its_own_learning_rate(run):
     rates = {name: float(optimizer.learning_rate) for name, optimizer in run.optimizers.items()}
     assert rates["C_z"] == pytest.approx(AUXILIARY_NETWORKS["C_z"].rate * rates["EG"]) == pytest.approx(1e-3)
 
 
-def test_C_z_alone_is_updated_several_times_a_step(monkeypatch):
+def test_only_C_z_is_updated_several_times_per_step(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     labels = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, 0])
     weights = {name: tf.constant(weight) for name, weight in complete_weights({"label": 0.02}).items()}
@@ -131,7 +131,7 @@ def test_C_z_alone_is_updated_several_times_a_step(monkeypatch):
     assert errors[5] < errors[1]
 
 
-def test_feature_loss_sums_mean_differences():
+def test_feature_loss_equals_its_definition():
     real, generated = (
         [tf.zeros([2, 4, 4, 3]), tf.ones([2, 2, 2, 5])],
         [tf.ones([2, 4, 4, 3]), 3 * tf.ones([2, 2, 2, 5])],
@@ -140,8 +140,8 @@ def test_feature_loss_sums_mean_differences():
     assert float(feature_loss(step)["G_feature_loss"]) == 1 + 2
 
 
-def test_the_features_are_those_that_the_discriminator_decides_by(model):
-    """What stands behind the last rectified map makes the logits of it."""
+def test_feature_maps_are_those_of_the_discriminator(model):
+    """The feature maps are rectified, and the logits equal those of D_img."""
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     labels = AgeBins().one_hot([3, 25, 45, 80]), gender_labels([0, 1, 1, 0])
     logits, *maps = model.D_img_features([images, *labels], training=False)
@@ -158,7 +158,7 @@ def batches_of(faces, flip, first=0):
     return [images for images, *_ in batches.of(1, first, step=first)]
 
 
-def test_flip_mirrors_half_of_every_batch_by_the_seed(faces):
+def test_flip_mirrors_half_of_every_batch(faces):
     plain, mirrored, again = batches_of(faces, False), batches_of(faces, True), batches_of(faces, True)
     drawn = []
     for one, other in zip(plain, mirrored, strict=True):
@@ -170,7 +170,7 @@ def test_flip_mirrors_half_of_every_batch_by_the_seed(faces):
     assert same(mirrored[3:], batches_of(faces, True, first=3))
 
 
-def test_main_trains_by_the_recipe_and_records_its_parts(workplace, capsys):
+def test_main_trains_with_the_aging_recipe_and_records_its_flags(workplace, capsys):
     flags = ["--dataset=drawn", "--recipe=aging", "--num_z_channels=20", *TINY_FLAGS]
     assert main.main([*flags, "--epoch=1"]) == 0
     assert "label" in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_main_trains_by_the_recipe_and_records_its_parts(workplace, capsys):
     assert config["model"]["num_z_channels"] == 20
     assert config["training"]["flip"] and config["training"]["loss_weights"] == RECIPES["aging"]["loss_weights"]
     assert main.main(["--epoch=2"]) == 0
-    assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # C_z is not needed to age
+    assert main.main(["--is_train=False", "--testdir=data/drawn", "--age=30"]) == 0  # aging does not need C_z
     for flag in (
         "--loss_weights=default",
         "--loss_weights=label=0.1",
@@ -191,7 +191,7 @@ def test_main_trains_by_the_recipe_and_records_its_parts(workplace, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_run_from_before_the_flags_goes_on_without_mirroring(workplace, capsys):
+def test_run_without_a_recorded_flip_resumes_without_it(workplace, capsys):
     assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
     path = workplace / "save/config.json"
     config = json.loads(path.read_text())
@@ -207,14 +207,14 @@ def test_a_run_from_before_the_flags_goes_on_without_mirroring(workplace, capsys
 @pytest.mark.parametrize(
     "text", ["1,2,3,4", "1,2,3,4,-5", "1,2,3,4,inf", "aged", "label=x", "age=1", "label=-1", "tv=nan"]
 )
-def test_wrong_loss_weights_are_refused(text, capsys):
+def test_invalid_loss_weights_are_rejected(text, capsys):
     with pytest.raises(SystemExit):
         parse_flags([f"--loss_weights={text}"])
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "such as G_img=3e-4,label=0.02" in error
 
 
-def test_loss_weights_are_a_preset_or_by_name_or_listed():
+def test_loss_weights_are_parsed_as_preset_names_or_list():
     def parse(*argv):
         return parse_flags(argv)[0].loss_weights
 
@@ -236,7 +236,7 @@ def test_flags_take_precedence_over_the_recipe():
     assert set(RECIPES["aging"]) <= explicit
 
 
-def test_a_term_added_to_the_table_is_trained_logged_and_recorded(run, workplace, monkeypatch, faces, capsys):
+def test_added_term_is_trained_logged_and_recorded(run, workplace, monkeypatch, faces, capsys):
     def brightness(step):
         return {"G_mean_loss": tf.reduce_mean(step.out["G"])}
 
@@ -246,7 +246,7 @@ def test_a_term_added_to_the_table_is_trained_logged_and_recorded(run, workplace
     assert "bright " in capsys.readouterr().out
     assert "G_mean_loss" in read_rows(workplace / "save")[0]
     assert read_config("save")["training"]["loss_weights"] == {**PRESETS["default"], "bright": 0.5}
-    # models and runs from before still load
+    # included models and earlier runs can still be loaded
     for name in INCLUDED_MODELS:
         assert FaceAging.load(pretrained=name)
     assert complete_weights([*PAPER, 5e-3, 0.1])["label"] == 5e-3
@@ -254,7 +254,7 @@ def test_a_term_added_to_the_table_is_trained_logged_and_recorded(run, workplace
     assert resumed.load_checkpoint() and "C_z" in resumed.networks
 
 
-def test_the_status_line_has_every_term_and_objective(run):
+def test_status_line_has_every_term_and_objective(run):
     losses = {name: float(value) for name, value in read_rows(run.save_dir)[-1].items() if "loss" in name}
     shown = status_line(losses).split()[::2]
     assert shown == ["L1", "G_img", "E_z", "tv", "label", "feature", "D_z", "D_img", "C_z"]

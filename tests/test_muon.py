@@ -63,8 +63,8 @@ def train(strategy=None, steps=3):
     def step(parts):
         def update():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            alone = strategy.num_replicas_in_sync == 1
-            muon.apply([tf.reduce_sum(part, 0) if alone else part[replica] for part in parts], variables)
+            single = strategy.num_replicas_in_sync == 1
+            muon.apply([tf.reduce_sum(part, 0) if single else part[replica] for part in parts], variables)
 
         strategy.run(update)
 
@@ -104,32 +104,32 @@ def updates(optimizer, shape, steps=3, rate=RATE):
 
 
 @pytest.mark.parametrize("shape", [[7, 5], [12, 40], [300, 40], [64, 64]])
-def test_on_matrices_it_equals_keras(shape):
-    theirs = keras.optimizers.Muon(RATE, weight_decay=None, adam_weight_decay=None)
-    for our, their in zip(updates(Muon(RATE), shape), updates(theirs, shape), strict=True):
-        assert np.abs(our - their).max() < 1e-3 * np.abs(their).max()
+def test_muon_equals_keras_on_matrices(shape):
+    reference = keras.optimizers.Muon(RATE, weight_decay=None, adam_weight_decay=None)
+    for one, other in zip(updates(Muon(RATE), shape), updates(reference, shape), strict=True):
+        assert np.abs(one - other).max() < 1e-3 * np.abs(other).max()
 
 
 @pytest.mark.parametrize("shape", [[5, 5, 3, 8], [5, 5, 2, 64], [12, 40], [600, 50]])
-def test_the_update_is_orthogonal_and_as_long_as_adams(shape):
-    """All singular values are near 1 but for the factor by which the mean square is that of Adam's, 0.2."""
+def test_update_is_orthogonal_with_the_norm_of_adam(shape):
+    """After division by the factor that gives the RMS norm of Adam's updates, 0.2, all singular values are near 1."""
     matrix = updates(Muon(RATE), shape, steps=1)[0].reshape(-1, shape[-1])
     singular = np.linalg.svd(matrix / (0.2 * max(matrix.shape) ** 0.5), compute_uv=False)
     assert singular.min() > 0.6 and singular.max() < 1.3
     assert np.sqrt((matrix**2).mean()) == pytest.approx(0.2, rel=0.2)
 
 
-def test_a_kernel_is_a_matrix_of_its_last_axis():
+def test_kernel_is_a_matrix_with_its_last_axis_as_columns():
     kernel, matrix = updates(Muon(RATE), [5, 5, 3, 8]), updates(Muon(RATE), [75, 8])
     assert all(np.array_equal(one.reshape(75, 8), other) for one, other in zip(kernel, matrix, strict=True))
 
 
-def test_biases_are_left_to_adam():
+def test_biases_are_updated_by_adam():
     adam = Adam(RATE, beta_1=0.5, epsilon=1e-8)
     assert all(np.array_equal(*pair) for pair in zip(updates(Muon(RATE), [8]), updates(adam, [8]), strict=True))
 
 
-def test_long_products_in_bfloat16_point_the_same_way():
+def test_update_in_bfloat16_is_close_to_float32():
     for shape in ([5, 5, 16, 32], [40, 12], [32, 32]):
         for one, other in zip(updates(Muon(RATE), shape), updates(Muon(RATE, bfloat16=True), shape), strict=True):
             assert (one * other).sum() > 0.97 * np.linalg.norm(one) * np.linalg.norm(other)
@@ -137,7 +137,7 @@ def test_long_products_in_bfloat16_point_the_same_way():
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_gradients_of_zero_and_of_low_rank_stay_finite(bfloat16):
+def test_updates_of_zero_and_low_rank_gradients_are_finite(bfloat16):
     variables, muon = variables_of(), Muon(RATE, bfloat16=bfloat16)
     before = [variable.numpy() for variable in variables]
     muon.apply([tf.zeros(shape) for shape in SHAPES], variables)
@@ -147,13 +147,13 @@ def test_gradients_of_zero_and_of_low_rank_stay_finite(bfloat16):
     assert all(np.abs(new - old).max() < 20 * 5 * RATE for old, new in zip(before, variables, strict=True))
 
 
-def test_its_state_is_restored_bit_by_bit(tmp_path):
+def test_state_is_restored_exactly(tmp_path):
     def steps(muon, variables, numbers):
         for number in numbers:
             muon.apply([tf.constant(part.sum(0)) for part in gradients(number)], variables)
 
-    straight, straights = Muon(RATE), variables_of()
-    steps(straight, straights, range(4))
+    uninterrupted, expected_variables = Muon(RATE), variables_of()
+    steps(uninterrupted, expected_variables, range(4))
     stopped, variables = Muon(RATE), variables_of()
     stopped.build(variables)
     steps(stopped, variables, range(2))
@@ -163,10 +163,10 @@ def test_its_state_is_restored_bit_by_bit(tmp_path):
     resumed.build(others)
     tf.train.Checkpoint(muon=resumed, variables=[v.value for v in others]).restore(path).expect_partial()
     steps(resumed, others, range(2, 4))
-    assert all(np.array_equal(one, other) for one, other in zip(straights, others, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(expected_variables, others, strict=True))
 
 
-def test_two_devices_sum_their_gradients_first():
+def test_two_devices_equal_one_device():
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, check=True
@@ -178,52 +178,52 @@ def test_two_devices_sum_their_gradients_first():
         assert "G_class_loss" in one and one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-def test_a_stopped_run_equals_a_straight_one(tmp_path, faces):
+def test_resumed_muon_run_equals_an_uninterrupted_one(tmp_path, faces):
     """With Muon, a schedule, and the losses of all auxiliary networks; the second half of it with C_img's."""
 
     def stop(_):
         signal.raise_signal(signal.SIGTERM)
 
-    runs = {name: FaceAging(**SMALL, save_dir=tmp_path / name) for name in ("straight", "stopped", "resumed")}
+    runs = {name: FaceAging(**SMALL, save_dir=tmp_path / name) for name in ("uninterrupted", "stopped", "resumed")}
     runs["resumed"].save_dir = runs["stopped"].save_dir
     for (name, model), on_epoch_end in zip(runs.items(), (None, stop, None), strict=True):
         assert model.train(faces, 2, 6e-4, **AGING, on_epoch_end=on_epoch_end) == (
             stop and 15 if name == "stopped" else None
         )
-    straight, resumed = runs["straight"], runs["resumed"]
-    assert same(weights_of(straight), weights_of(resumed))
+    uninterrupted, resumed = runs["uninterrupted"], runs["resumed"]
+    assert same(weights_of(uninterrupted), weights_of(resumed))
     for name in ("C_z", "C_img"):
-        weights = [[weight.numpy() for weight in run.networks[name].weights] for run in (straight, resumed)]
+        weights = [[weight.numpy() for weight in run.networks[name].weights] for run in (uninterrupted, resumed)]
         assert same(*weights)
-    assert (straight.save_dir / "losses.csv").read_text() == (resumed.save_dir / "losses.csv").read_text()
-    rows = read_rows(straight.save_dir)
+    assert (uninterrupted.save_dir / "losses.csv").read_text() == (resumed.save_dir / "losses.csv").read_text()
+    rows = read_rows(uninterrupted.save_dir)
     assert [float(row["G_class_loss"]) > 0 for row in rows] == [False] * 5 + [True] * 5
     assert float(rows[0]["learning_rate"]) == 6e-4 and float(rows[-1]["learning_rate"]) < 6e-5
 
-    again = FaceAging(**SMALL, save_dir=straight.save_dir)
+    again = FaceAging(**SMALL, save_dir=uninterrupted.save_dir)
     assert again.load_checkpoint() and again.optimizer == "muon"
     with pytest.raises(InputError, match="was made with muon, not adam"):
-        FaceAging(**SMALL, save_dir=straight.save_dir).train(faces, 3)
+        FaceAging(**SMALL, save_dir=uninterrupted.save_dir).train(faces, 3)
 
 
 @pytest.mark.parametrize(
-    ("course", "expected"),
+    ("schedule", "expected"),
     [
         ("constant", [1, 1, 1, 1]),
         ("linear", [1, 0.75, 0.5, 0]),
         ("cosine", [1, 0.02 + 0.98 * (1 + math.sqrt(0.5)) / 2, 0.51, 0.02]),
     ],
 )
-def test_schedules_depend_on_the_position_among_all_epochs(course, expected):
-    rates = [TrainingPlan(20, RATE, 1.0, course, {}).rate(epochs) for epochs in (0, 5, 10, 20)]
+def test_schedules_depend_on_the_position_among_all_epochs(schedule, expected):
+    rates = [TrainingPlan(20, RATE, 1.0, schedule, {}).rate(epochs) for epochs in (0, 5, 10, 20)]
     assert rates == pytest.approx([RATE * factor for factor in expected])
-    longer = TrainingPlan(40, RATE, 1.0, course, {})
+    longer = TrainingPlan(40, RATE, 1.0, schedule, {})
     assert longer.rate(10) == pytest.approx(RATE * expected[1])
     assert longer.rate(-9) == RATE  # pre-training
     assert TrainingPlan(20, RATE, 0.5, "constant", {}).rate(4.5) == RATE / 4
 
 
-def test_the_classifier_counts_from_the_middle_on():
+def test_classifier_weight_starts_at_half_of_the_epochs():
     plan = TrainingPlan(20, RATE, 1.0, "constant", complete_weights({"classifier": 5e-3}))
     assert [float(plan.weights(epochs)["classifier"]) > 0 for epochs in (-1, 0, 9.9, 10, 19.9)] == [False] * 3 + [
         True
@@ -232,7 +232,7 @@ def test_the_classifier_counts_from_the_middle_on():
     assert complete_weights({"classifier": 0}) == PRESETS["default"]
 
 
-def test_networks_that_use_adam_learn_at_their_own_rate():
+def test_networks_with_adam_have_their_own_learning_rate():
     model = FaceAging(**SMALL)
     model.optimizer = "muon"
     for name in ("C_z", "C_img"):
@@ -243,7 +243,7 @@ def test_networks_that_use_adam_learn_at_their_own_rate():
     assert rates == pytest.approx({"EG": 6e-4, "D_z": adam, "D_img": adam, "C_z": 5 * adam, "C_img": 2.5 * adam})
 
 
-def test_it_trains_in_bfloat16_and_is_refused_in_float16(tmp_path, faces):
+def test_muon_trains_in_bfloat16_and_rejects_float16(tmp_path, faces):
     FaceAging(**SMALL, save_dir=tmp_path / "bfloat16", precision="mixed_bfloat16").train(faces[:20], 1, **AGING)
     assert float(read_rows(tmp_path / "bfloat16")[-1]["EG_loss"]) < 1
     with pytest.raises(InputError, match="mixed_float16: use"):
@@ -251,7 +251,7 @@ def test_it_trains_in_bfloat16_and_is_refused_in_float16(tmp_path, faces):
     assert not (tmp_path / "float16").exists()
 
 
-def test_main_trains_by_the_recipe_and_refuses_another_optimizer(workplace, capsys):
+def test_main_trains_with_the_muon_recipe_and_rejects_another_optimizer(workplace, capsys):
     flags = ["--dataset=drawn", "--recipe=muon", *TINY_FLAGS, "--image_size=16"]
     assert main.main([*flags, "--precision=mixed_float16", "--epoch=1"]) == 2
     assert "mixed_float16" in capsys.readouterr().err

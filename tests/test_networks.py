@@ -1,4 +1,4 @@
-"""The networks, losses and gradients against what the reference program computed at a small size."""
+"""Networks, losses and gradients, compared with the reference program at a small size."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def weigh(weight):
 
 @pytest.fixture(scope="module")
 def io():
-    """A batch that went into the reference program, and all that came out."""
+    """A batch, and the outputs, losses and gradient norms that the reference program computed for it."""
     return dict(np.load(REFERENCE / "io.npz"))
 
 
@@ -41,7 +41,7 @@ def batch(io):
     return io["images"], io["age"], io["gender"], io["z_prior"]
 
 
-def test_parameters_are_those_of_the_released_checkpoint():
+def test_parameter_counts_equal_the_released_checkpoint():
     model = FaceAging()
     counts = {
         network.name: sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
@@ -70,28 +70,30 @@ def test_gradient_norms_equal_the_reference_program(model, io, batch):
         losses = model.losses(*batch)
         minimised = objectives(losses, dict(zip(PAPER_TERMS, (g_img, e_z, tv), strict=False)))
     norms = {}
-    for name, goal in minimised.items():
-        for variable, gradient in zip(model.variables[name], tape.gradient(goal, model.variables[name]), strict=True):
+    for name, objective in minimised.items():
+        for variable, gradient in zip(
+            model.variables[name], tape.gradient(objective, model.variables[name]), strict=True
+        ):
             norms[f"{name}/{reference_name(variable)}"] = float(tf.norm(gradient))
     assert set(norms) == set(io["gradient_names"])
     for name, norm in zip(io["gradient_names"], io["gradient_norms"], strict=True):
-        # a bias in front of a batch norm moves nothing: what is left of its gradient is rounding
+        # a bias before a batch norm has no effect: its gradient is a rounding error
         assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name
 
 
-def test_a_reference_checkpoint_ages_faces_as_that_program_did(io):
-    model = FaceAging.load(REFERENCE)  # sizes are read off the variables' shapes
+def test_reference_checkpoint_reproduces_the_sheet_of_the_reference_program(io):
+    model = FaceAging.load(REFERENCE)  # sizes are inferred from the shapes of the variables
     assert (model.size_image, model.num_gen_channels) == (32, 64)
     pixels = np.rint((io["images"][:10] + 1) * 127.5).astype(np.uint8)
     z, labels = model.encode(pixels), model.bins.interpolated(model.bins.centres)
-    ladder = np.stack(
+    aged = np.stack(
         [model.G([z, label[None].repeat(10, axis=0), io["gender"][:10]], training=False) for label in labels]
     )
-    ladder = ladder.swapaxes(2, 3).reshape(10, 320, 32, 3).swapaxes(1, 2).reshape(320, 320, 3)
-    theirs = np.asarray(Image.open(REFERENCE / "ladder.png")).astype(float)
+    aged = aged.swapaxes(2, 3).reshape(10, 320, 32, 3).swapaxes(1, 2).reshape(320, 320, 3)
+    expected = np.asarray(Image.open(REFERENCE / "ladder.png")).astype(float)
     # that program's imsave stretched a sheet's darkest and lightest value to black and white
-    ours = (ladder - ladder.min()) / (ladder.max() - ladder.min()) * 255
-    assert np.abs(ours - theirs).max() < 1.5
+    stretched = (aged - aged.min()) / (aged.max() - aged.min()) * 255
+    assert np.abs(stretched - expected).max() < 1.5
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -113,16 +115,16 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(batch):
     assert float(model.optimizers["EG"].dynamic_scale) < 1e30
 
 
-def test_one_step_updates_all_networks_from_gradients_taken_before(batch):
-    """The same batch, each goal's gradient at the old weights: Adam's first step is the sign of it, times the rate."""
+def test_train_step_computes_all_gradients_before_the_updates(batch):
+    """Adam's first step is the sign of the gradient at the old weights, times the learning rate."""
     model = FaceAging(**TINY)
     images = (batch[0] * 127.5 + 127.5).astype(np.uint8)
     batch = (ops.normalize(images), *batch[1:])
     with tf.GradientTape() as tape:
         losses = model.losses(*batch)
-        goal = losses["D_img_loss_input"] + losses["D_img_loss_G"]
+        objective = losses["D_img_loss_input"] + losses["D_img_loss_G"]
     weight = model.D_img.get_layer("D_img_fc2").kernel
-    gradient = tape.gradient(goal, weight).numpy()
+    gradient = tape.gradient(objective, weight).numpy()
     before = weight.numpy()
     model.train_step(images, *batch[1:], weigh(1e-4))
     rate = float(model.optimizers["D_img"].learning_rate)
@@ -136,7 +138,7 @@ def test_the_seed_fixes_the_initial_weights():
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_initial_weights_have_the_reference_programs_spread():
+def test_initial_weights_have_the_distribution_of_the_reference_program():
     model = FaceAging()
     for network, layer, truncated in (
         (model.E, "E_conv3", True),
@@ -157,23 +159,23 @@ def test_constructing_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     "sizes", [{"size_image": 96}, {"size_image": 4}, {"num_gen_channels": 100}, {"num_categories": 8}]
 )
-def test_sizes_that_fit_no_network_are_refused(sizes):
+def test_invalid_sizes_are_rejected(sizes):
     with pytest.raises(ValueError):
         FaceAging(**sizes)
 
 
-def test_total_variation_is_that_of_the_reference_program():
+def test_total_variation_equals_the_reference_program():
     images = np.zeros([2, 4, 4, 1], np.float32)
     images[0, 1, 2] = 3.0  # four differences of 3, two along either axis
     assert float(fast_ops.total_variation(images)) == pytest.approx((2 * 9 / 2 / 4 + 2 * 9 / 2 / 4) / 2)
 
 
-def test_a_network_beyond_the_memory_is_refused():
+def test_network_larger_than_the_memory_is_rejected():
     with pytest.raises(InputError, match="not enough memory"):
         FaceAging(num_z_channels=10**9)  # weights of 200 TB
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_numpy_does_not_take_is_refused(seed):
+def test_seed_outside_the_range_of_numpy_is_rejected(seed):
     with pytest.raises(InputError, match="within 0-4294967295"):
         FaceAging(seed=seed)

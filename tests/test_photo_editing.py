@@ -1,4 +1,4 @@
-"""Photos: detail kept, faces aged in place, films, --photo, and refused flags."""
+"""Photos: detail transfer, faces aged in place, films, --photo, and invalid flags."""
 
 import io
 from pathlib import Path
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def portrait():
-    """A public-domain photo of one person, which matplotlib brings along."""
+    """A public-domain photo of one person, from matplotlib's sample data."""
     path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
     return Image.open(path).convert("RGB").resize((256, 300))
 
@@ -55,13 +55,13 @@ def random_images(count: int, side: int = 32, channels: int = 3, seed: int = 0) 
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), np.uint8)
 
 
-def test_without_detail_an_edit_gives_the_generated_face():
+def test_edit_without_detail_gives_the_generated_face():
     face, own, aged = random_images(3)[:, np.newaxis]
     (edit,) = edits(face, own, aged, [30], [60], detail=0)
     assert np.abs(apply_edit(face[0], edit).astype(int) - aged[0]).max() <= 1
 
 
-def test_all_detail_of_an_unchanged_face_gives_the_photo():
+def test_edit_of_an_unchanged_face_gives_the_photo():
     face, own = random_images(2)[:, np.newaxis]
     (edit,) = edits(face, own, own, [30], [30], detail=1)
     photo = random_images(1, side=100)[0]
@@ -71,7 +71,7 @@ def test_all_detail_of_an_unchanged_face_gives_the_photo():
     assert np.abs(apply_edit(face[0], edit).astype(int) - face[0]).mean() < 0.5
 
 
-def test_detail_fades_where_the_face_changes_and_wrinkles_go_with_the_years():
+def test_detail_fades_with_change_and_wrinkles_with_rejuvenation():
     face = np.full((1, 32, 32, 3), 128, np.uint8)
     face[:, ::2] += 6  # weak fine detail
     own = np.full((1, 32, 32, 3), 131, np.uint8)
@@ -85,15 +85,15 @@ def test_detail_fades_where_the_face_changes_and_wrinkles_go_with_the_years():
     assert kept(own, 20) < 1 < 2 < kept(own, 60)
 
 
-def test_edits_of_many_faces_are_those_of_each():
+def test_edits_of_a_batch_equal_those_of_single_faces():
     faces, own, aged = (random_images(4, seed=seed) for seed in range(3))
     together = edits(faces, own, aged, [20, 40, 60, 80], [70, 10, 30, 50], detail=1)
-    alone = edits(faces[2:3], own[2:3], aged[2:3], [60], [30], detail=1)
-    np.testing.assert_allclose(together[2:3], alone, atol=1e-4)
+    single = edits(faces[2:3], own[2:3], aged[2:3], [60], [30], detail=1)
+    np.testing.assert_allclose(together[2:3], single, atol=1e-4)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 180, 250])
-def test_a_pasted_face_changes_its_square_and_no_other_pixel(degrees):
+def test_pasted_face_changes_only_its_square(degrees):
     turn = np.deg2rad(degrees)
     axes = 60 * np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
     frame = np.column_stack([axes, np.array([75, 75]) - axes @ (0.5, 0.5)])
@@ -108,7 +108,7 @@ def test_a_pasted_face_changes_its_square_and_no_other_pixel(degrees):
     assert (pixels.reshape(-1, 3)[inside] == (40, 50, 60)).all()
 
 
-def test_of_overlapping_faces_each_pixel_belongs_to_the_nearer():
+def test_overlapping_faces_are_divided_by_distance():
     frames = [np.array([(60.0, 0, left), (0, 60, 20)]) for left in (10, 40)]
     edit = np.ones((32, 32, 4), np.float32)
     first, second = (feathered(edit, frames[i], [frames[1 - i]])[16, :, 0] for i in (0, 1))
@@ -117,7 +117,7 @@ def test_of_overlapping_faces_each_pixel_belongs_to_the_nearer():
 
 
 @pytest.mark.parametrize("shift", [-70, -30, 90])
-def test_a_square_beyond_the_edge_of_the_photo_is_cut(shift):
+def test_square_beyond_the_edge_of_the_photo_is_cropped(shift):
     image = Image.fromarray(random_images(1, side=100)[0])
     frame = np.array([(60.0, 0, shift), (0, 60, 20)])
     photo = Photo("photo", image, None, [frame], [0], random_images(1), ())
@@ -127,7 +127,7 @@ def test_a_square_beyond_the_edge_of_the_photo_is_cut(shift):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_photos_of_every_mode_keep_it_and_their_alpha(model, tmp_path, portrait, mode):
+def test_photo_keeps_mode_and_alpha(model, tmp_path, portrait, mode):
     image = portrait.convert(mode)
     if mode.endswith("A"):
         image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda alpha: 200 + alpha // 5))
@@ -142,7 +142,7 @@ def test_photos_of_every_mode_keep_it_and_their_alpha(model, tmp_path, portrait,
         assert np.array_equal(np.asarray(aged)[..., -1], np.asarray(image)[..., -1])
 
 
-def test_a_photo_keeps_format_size_profile_and_is_turned_upright(model, tmp_path, portrait):
+def test_photo_keeps_format_size_and_profile_and_is_rotated_upright(model, tmp_path, portrait):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     turned = Image.Exif()
     turned[0x112] = 6
@@ -157,19 +157,19 @@ def test_a_photo_keeps_format_size_profile_and_is_turned_upright(model, tmp_path
 
 def test_colours_of_a_photo_are_edited_in_its_profile(model, portrait, tmp_path):
     profile, srgb = display_p3(), ImageCms.createProfile("sRGB")
-    theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    ImageCms.profileToProfile(portrait, srgb, theirs).save(tmp_path / "p3.png", icc_profile=profile)
+    display = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    ImageCms.profileToProfile(portrait, srgb, display).save(tmp_path / "p3.png", icc_profile=profile)
     model.save_dir = tmp_path
     own = {"own_ages": [77], "own_genders": [1]}
     model.age_photos([tmp_path / "p3.png"], [8], **own)
     aged = Image.open(tmp_path / "test/p3_8_female.png")
     assert aged.info["icc_profile"] == profile
     (expected,) = model.age_photo(np.asarray(portrait), [8], **own)
-    shown = np.asarray(ImageCms.profileToProfile(aged, theirs, srgb))
+    shown = np.asarray(ImageCms.profileToProfile(aged, display, srgb))
     assert np.abs(shown.astype(int) - expected).mean() < 2
 
 
-def test_the_faces_of_a_photo_are_numbered_and_aged_as_asked(model, tmp_path, pair, capsys):
+def test_faces_of_a_photo_are_numbered_and_selected(model, tmp_path, pair, capsys):
     pair.save(tmp_path / "two.png")
     model.save_dir = tmp_path
     own = {"own_ages": [77, 30], "own_genders": [1]}
@@ -185,7 +185,7 @@ def test_the_faces_of_a_photo_are_numbered_and_aged_as_asked(model, tmp_path, pa
     assert not changed[:256].any() and changed[256:].any()
 
 
-def test_python_ages_a_photo_and_returns_images(model, pair):
+def test_age_photo_returns_images(model, pair):
     pixels = np.asarray(pair)
     images = model.age_photo(pixels, [8, 65], own_ages=[77], own_genders=["female"])
     assert [(image.shape, image.dtype) for image in images] == [(pixels.shape, np.uint8)] * 2
@@ -195,7 +195,7 @@ def test_python_ages_a_photo_and_returns_images(model, pair):
         model.age_photo(np.zeros((200, 200, 3), np.uint8), [8])
 
 
-def test_images_keep_their_size_with_detail(model, faces):
+def test_age_with_detail_keeps_the_image_size(model, faces):
     images = np.stack([np.asarray(Image.open(face.path).resize((70, 60))) for face in faces[:3]])
     ages, genders = [face.age for face in faces[:3]], [face.gender for face in faces[:3]]
     aged = model.age(images, 65, 1, detail=1, own_ages=ages, own_genders=genders)
@@ -204,14 +204,14 @@ def test_images_keep_their_size_with_detail(model, faces):
     assert np.array_equal(model.age(images, 65, 1, detail=0), model.age(images, 65, 1))
 
 
-def test_an_aligned_face_is_pasted_into_itself(model, tmp_path):
+def test_aligned_image_is_one_face(model, tmp_path):
     face = Path("demo/faces/01_1F25.png").resolve()
     photo = read_photo(face, 32, 3)
     assert len(photo.frames) == 1 and photo.label == (25, 1)
     np.testing.assert_allclose(photo.frames[0][:, :2], np.eye(2) * photo.image.width)
 
 
-def test_labels_of_a_table_come_before_those_of_a_name(tmp_path, portrait):
+def test_labels_of_a_table_take_precedence_over_the_name(tmp_path, portrait):
     for name in ("me.png", "54_1_0_20170101000000001.png", "you.png"):
         portrait.save(tmp_path / name)
     (tmp_path / "labels.csv").write_text("file,age,gender\nme.png,77,female\n54_1_0_20170101000000001.png,30,male\n")
@@ -220,7 +220,7 @@ def test_labels_of_a_table_come_before_those_of_a_name(tmp_path, portrait):
     assert own_label("elsewhere/54_1_0_20170101000000001.png") == (54, 1)
 
 
-def test_labels_come_from_names_then_flags_then_the_age_network(capsys):
+def test_own_labels_come_from_names_then_flags_then_the_age_network(capsys):
     images = random_images(3, 64)
     ages, genders, estimated = own_labels(images, [(25, 1), (), ()], [40], [], ["a", "b", "c"])
     assert ages == [25, 40, 40] and genders[0] == 1 and estimated == [False, True, True]
@@ -255,7 +255,7 @@ def test_a_film_shows_the_whole_photo_from_young_to_old_and_back(model, tmp_path
         (["--paste=True", "--years=x"], "x is not a number of years"),
     ],
 )
-def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(
+def test_invalid_flags_are_rejected_in_one_line_and_nothing_is_written(
     flags, message, run, tmp_path, pair, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -271,7 +271,7 @@ def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(
     assert sorted([*tmp_path.rglob("*"), *run.rglob("*")]) == before
 
 
-def test_main_pastes_a_photo_at_every_bin_unless_ages_are_given(tmp_path, portrait, monkeypatch, capsys):
+def test_main_pastes_a_photo_at_every_bin_by_default(tmp_path, portrait, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     FaceAging(**TINY, save_dir="run").save_checkpoint()
     portrait.save("me.png")
@@ -283,14 +283,14 @@ def test_main_pastes_a_photo_at_every_bin_unless_ages_are_given(tmp_path, portra
     assert {path.name for path in Path("run/test").glob("me_-*")} == {"me_-20_female.png", "me_-20_male.png"}
 
 
-def test_a_pasted_face_is_found_again_where_it_was(model, portrait):
+def test_pasted_face_is_detected_at_its_position(model, portrait):
     before = find_faces(portrait).faces[0]
     (aged,) = model.age_photo(np.asarray(portrait), [77], detail=1, own_ages=[77], own_genders=[1])
     after = find_faces(Image.fromarray(aged)).faces[0]
     assert np.abs(before.points - after.points).max() < 6
 
 
-def test_a_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
+def test_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
     paths = [Path(f"demo/faces/{name}.png").resolve() for name in ("01_1F25", "02_1M78")]
     faces, ages, genders = [read_input_face(path, 32, 3, align=False) for path in paths], (25, 78), (1, 0)
     first, last = model.generate(model.encode(np.stack([face.image for face in faces])), ages, genders)
@@ -302,7 +302,7 @@ def test_a_blend_with_detail_starts_and_ends_with_the_photos(model, tmp_path):
     assert iio.imread(model.blend(*paths, detail=1)).shape[1] > 1280
 
 
-def test_sheets_show_where_each_face_was_found_with_photo(model, pair, tmp_path):
+def test_photo_adds_a_column_with_the_framed_photo(model, pair, tmp_path):
     model.save_dir = tmp_path / "save"
     pair.save(tmp_path / "two.png")
     widths = []
@@ -312,7 +312,7 @@ def test_sheets_show_where_each_face_was_found_with_photo(model, pair, tmp_path)
     assert widths[1] >= widths[0] + TINY["size_image"]  # a column more
 
 
-def test_the_frame_is_drawn_around_the_face(portrait):
+def test_frame_is_drawn_around_the_face(portrait):
     frame = np.array([[100.0, 0, 50], [0, 100, 100]])  # a square of 100 pixels at (50, 100)
     pixels = np.asarray(framed(portrait, [frame], 300))
     drawn = np.argwhere((pixels == FRAME_COLOR).all(axis=-1))

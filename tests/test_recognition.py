@@ -23,7 +23,7 @@ def smooth_faces(count: int, side: int) -> np.ndarray:
     return np.rint(127.5 + 100 * waves).astype(np.uint8)
 
 
-def test_the_included_network_is_less_than_a_megabyte_and_distinguishes_old_from_young():
+def test_included_age_network_is_small_and_distinguishes_old_from_young():
     assert recognition.WEIGHTS.stat().st_size < 1e6
     faces = list_faces("demo/faces").faces
     estimated, female = recognition.ages_and_genders(np.stack([load_image(face.path, 128, 3) for face in faces]))
@@ -61,13 +61,13 @@ def test_resampling_keeps_uniform_images_mirrors_and_blurs():
     assert np.abs(np.diff(resized(half, sigma=6.0), axis=2)).max() < np.abs(np.diff(resized(half), axis=2)).max() / 2
 
 
-def test_missing_weights_are_an_input_error(tmp_path, monkeypatch):
+def test_missing_weights_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(recognition, "WEIGHTS", tmp_path / "weights.npz")
     with pytest.raises(InputError, match="weights.npz is not a complete set of weights"):
         recognition.included_network.__wrapped__()
 
 
-def test_the_age_network_is_trained_without_the_held_out_faces(workplace, drawn_folder, monkeypatch, capsys):
+def test_age_network_is_trained_without_the_held_out_faces(workplace, drawn_folder, monkeypatch, capsys):
     (workplace / "data/UTKFace").symlink_to(drawn_folder, target_is_directory=True)
     for name, value in (("BATCH", 10), ("VALIDATION", 10)):
         monkeypatch.setattr(train_age_network, name, value)
@@ -92,15 +92,15 @@ def test_the_age_network_is_trained_without_the_held_out_faces(workplace, drawn_
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("dlib", "face_recognition_models"))), reason="dlib is an optional extra"
 )
-def test_dlib_recognizes_a_face_that_is_mirrored_grey_or_small(monkeypatch):
+def test_dlib_recognizes_mirrored_grey_or_small_faces(monkeypatch):
     monkeypatch.delitem(sys.modules, "dlib")
     recognition.dlib_models.cache_clear()
     paths = [face.path for face in list_faces("demo/faces").faces[:6]]
     faces = np.stack([load_image(path, 128, 3) for path in paths])
-    ours = recognition.embeddings(faces)
-    assert ours.shape == (6, 128) and ours.dtype == np.float32
-    others = np.linalg.norm(ours[:, np.newaxis] - ours, axis=-1)[np.triu_indices(6, 1)]
+    embeddings = recognition.embeddings(faces)
+    assert embeddings.shape == (6, 128) and embeddings.dtype == np.float32
+    others = np.linalg.norm(embeddings[:, np.newaxis] - embeddings, axis=-1)[np.triu_indices(6, 1)]
     grey = np.stack([load_image(path, 128, 1) for path in paths[:3]])
     small = np.stack([load_image(path, 64, 3) for path in paths[:3]])
     for changed in (faces[:3, :, ::-1], grey, small):
-        assert np.linalg.norm(recognition.embeddings(changed) - ours[:3], axis=1).max() < np.median(others)
+        assert np.linalg.norm(recognition.embeddings(changed) - embeddings[:3], axis=1).max() < np.median(others)

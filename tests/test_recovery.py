@@ -131,7 +131,7 @@ def kept(save_dir: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_kills_lose_nothing(tmp_path):
+def test_killed_runs_resume_without_loss(tmp_path):
     """A few kills; for more: python -m tools.kill_sweep --kills 200."""
     command = [sys.executable, "-m", "tools.kill_sweep", "--kills", "5", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -140,7 +140,7 @@ def test_kills_lose_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
+def test_sigterm_within_an_epoch_saves_and_the_run_resumes_exactly(workplace, capsys):
     straight, stopped = workplace / "straight", workplace / NAME
     assert main.main([*FLAGS, "--epoch=3", f"--savedir={straight}"]) == 0
     process = start("--epoch=3", f"--savedir={stopped}", cwd=workplace, before=HOLD)
@@ -166,7 +166,7 @@ def test_sigterm_in_mid_epoch_saves_all(workplace, capsys):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once_while_tensorflow_computes(workplace, short):
+def test_second_ctrl_c_exits_immediately(workplace, short):
     save_dir = shutil.copytree(short, workplace / "save")
     process = start("--epoch=3", cwd=workplace, before=HANG)
     wait_for((workplace / "held").exists, process)
@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_ends_at_once_while_tensorflow_computes(workplace, short
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_previous_checkpoint_complete(workplace, short):
+def test_full_disk_keeps_the_previous_checkpoint(workplace, short):
     save_dir = shutil.copytree(short, workplace / "save")
     size = (save_dir / "checkpoint/model-5.data-00000-of-00001").stat().st_size
     _, err = start("--epoch=2", cwd=workplace, file_size=size // 2).communicate(timeout=PATIENCE)
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_complete(workplace, short):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_size", [1_000, 30_000])  # too small for an image, for tensorboard's record
-def test_a_full_disk_ends_a_training_with_one_line_wherever_it_is_met(workplace, file_size):
+def test_full_disk_ends_training_with_one_line(workplace, file_size):
     process = start("--epoch=1", cwd=workplace, file_size=file_size)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
@@ -212,7 +212,7 @@ def test_too_little_disk_space_is_reported_before_training(copy, tmp_path, faces
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
-def test_a_damaged_checkpoint_is_reported_and_the_previous_one_loaded(copy, capsys, harm, suffix):
+def test_damaged_checkpoint_is_reported_and_the_previous_one_loaded(copy, capsys, harm, suffix):
     harm(copy / f"checkpoint/model-5{suffix}")
     model = FaceAging(**SMALL, save_dir=copy)
     assert model.load_checkpoint() and int(model.step) == 4
@@ -229,7 +229,7 @@ def test_training_from_the_previous_checkpoint_gives_the_same_result(copy, faces
     assert (copy / "losses.csv").read_text() == (short / "losses.csv").read_text()
 
 
-def test_two_damaged_checkpoints_are_an_error(copy, faces, capsys):
+def test_only_damaged_checkpoints_are_an_error(copy, faces, capsys):
     for step in (4, 5):
         flip(copy / f"checkpoint/model-{step}.index")
 
@@ -255,7 +255,7 @@ def test_checkpoints_are_found_without_the_state_file(copy, content):
     assert step_in(copy) == 5
 
 
-def test_a_checkpoint_of_other_networks_is_refused(copy, tmp_path, capsys):
+def test_checkpoint_of_other_networks_is_rejected(copy, tmp_path, capsys):
     FaceAging(**{**SMALL, "precision": "mixed_float16"}, save_dir=tmp_path / "other").save_checkpoint()
     shutil.rmtree(copy / "checkpoint")
     shutil.copytree(tmp_path / "other/checkpoint", copy / "checkpoint")
@@ -264,13 +264,13 @@ def test_a_checkpoint_of_other_networks_is_refused(copy, tmp_path, capsys):
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_a_checkpoint_identifies_layers_by_name_not_by_index(copy):
+def test_checkpoint_identifies_layers_by_name(copy):
     names = set(tensors(copy))
     assert any(name.startswith("E/E_conv0/") for name in names)
     assert not any("_operations" in name for name in names)
 
 
-def test_a_truncated_config_is_reported(copy, capsys):
+def test_truncated_config_is_rejected(copy, capsys):
     cut(copy / "config.json")
     assert main.main([*FLAGS, f"--savedir={copy}"]) == 2
     error = capsys.readouterr().err
@@ -294,7 +294,7 @@ def test_a_truncated_config_is_reported(copy, capsys):
     ],
 )
 @pytest.mark.parametrize("doing", ["--is_train=True", "--is_train=False"])
-def test_an_edited_config_is_refused_with_the_wrong_value(copy, faces, capsys, part, name, value, doing):
+def test_config_with_an_invalid_value_is_rejected_with_its_name(copy, faces, capsys, part, name, value, doing):
     config = json.loads((copy / "config.json").read_text())
     config[part][name] = value
     (copy / "config.json").write_text(json.dumps(config))
@@ -303,7 +303,7 @@ def test_an_edited_config_is_refused_with_the_wrong_value(copy, faces, capsys, p
     assert "config.json" in line and name in line and "correct it" in line
 
 
-def test_a_config_without_a_size_is_refused(copy, capsys):
+def test_config_without_a_required_value_is_rejected(copy, capsys):
     config = json.loads((copy / "config.json").read_text())
     del config["model"]["seed"]
     (copy / "config.json").write_text(json.dumps(config))
@@ -326,7 +326,7 @@ def test_incomplete_files_of_a_killed_run_are_removed(copy, faces):
     assert kept(copy) == {"model-4", "model-5"}
 
 
-def test_a_users_files_beside_the_checkpoints_are_kept(copy, faces):
+def test_files_of_the_user_beside_the_checkpoints_are_kept(copy, faces):
     kept_by_user = [
         "checkpoint/model-backup/model-5.index",
         "checkpoint/model-4_best.index",
@@ -347,14 +347,14 @@ def test_a_users_files_beside_the_checkpoints_are_kept(copy, faces):
     assert {"model-5", "model-10"} <= kept(copy) and not (copy / "checkpoint/model-4.index").exists()
 
 
-def test_a_users_copy_is_not_resumed_from_without_the_state_file(copy):
+def test_renamed_checkpoint_copy_is_not_resumed_from(copy):
     for suffix in (".index", ".data-00000-of-00001"):
         shutil.copy(copy / f"checkpoint/model-4{suffix}", copy / f"checkpoint/model-4_best{suffix}")
     (copy / "checkpoint/checkpoint").unlink()
     assert step_in(copy) == 5
 
 
-def test_a_weight_that_is_not_finite_is_never_saved(copy):
+def test_non_finite_weight_is_not_saved(copy):
     model = FaceAging(**SMALL, save_dir=copy)
     assert model.load_checkpoint()
     weight = model.G.weights[0]
@@ -365,18 +365,18 @@ def test_a_weight_that_is_not_finite_is_never_saved(copy):
     assert step_in(copy) == 5
 
 
-def test_another_number_of_faces_is_refused_with_both_numbers(copy, faces):
+def test_another_number_of_faces_is_rejected_with_both_numbers(copy, faces):
     with pytest.raises(InputError, match="59 faces, but the run in .* was made with 60"):
         train(faces[:-1], copy, 2)
 
 
-def test_a_moved_run_resumes(short, tmp_path, faces):
+def test_moved_run_resumes(short, tmp_path, faces):
     moved = shutil.copytree(short, tmp_path / NAME)
     train(faces, moved, 2)
     assert kept(moved) == {"model-5", "model-10"} and step_in(moved) == 10
 
 
-def test_a_run_in_a_path_with_special_characters_is_written_and_read(tmp_path, faces):
+def test_path_with_special_characters_is_written_and_read(tmp_path, faces):
     save_dir = tmp_path / "[AI] proj (1)" / ("run[1]" if os.name == "nt" else "run[1]*?")
     model = train(faces, save_dir, 1)
     assert FaceAging(**SMALL, save_dir=save_dir).train(faces, num_epochs=2) is None
@@ -388,7 +388,7 @@ def test_a_run_in_a_path_with_special_characters_is_written_and_read(tmp_path, f
 
 @pytest.mark.parametrize("number", [*NO_FOLDER_SYNC, errno.ENOSPC])
 @pytest.mark.skipif(os.name != "posix", reason="Windows cannot open a folder")
-def test_a_folder_without_fsync_is_written_all_the_same_but_not_a_file(copy, monkeypatch, number):
+def test_failed_fsync_is_ignored_for_folders_and_reported_for_files(copy, monkeypatch, number):
     sync = os.fsync
 
     def refuse(descriptor, folder=True):
@@ -411,7 +411,7 @@ def test_a_folder_without_fsync_is_written_all_the_same_but_not_a_file(copy, mon
         model.save_checkpoint()
 
 
-def test_a_loaded_model_does_not_replace_the_checkpoints_of_a_run(copy):
+def test_save_checkpoint_does_not_replace_those_of_another_model(copy):
     with pytest.raises(InputError, match="model-5 is of a later step than 0"):
         FaceAging.load(copy).save_checkpoint()
     with pytest.raises(InputError, match="has a model with size_image 16, not 32"):
@@ -434,7 +434,7 @@ def harm_as_a_spreadsheet(lines):
 @pytest.mark.parametrize(
     ("harm", "valid"), [(harm_with_nuls, 4), (harm_with_a_cell, 4), (harm_as_a_spreadsheet, 0), (list.pop, 4)]
 )
-def test_a_damaged_log_is_set_aside_and_its_valid_rows_are_continued(copy, capsys, harm, valid):
+def test_damaged_log_is_copied_and_its_valid_rows_are_continued(copy, capsys, harm, valid):
     path = copy / "losses.csv"
     lines = path.read_bytes().splitlines()
     harm(lines)
@@ -457,7 +457,7 @@ def test_a_damaged_log_is_set_aside_and_its_valid_rows_are_continued(copy, capsy
         assert (copy / "losses_damaged1.csv").read_bytes() == harmed
 
 
-def test_a_file_that_another_program_keeps_open_ends_no_run(tmp_path, monkeypatch):
+def test_file_opened_by_another_program_is_retried(tmp_path, monkeypatch):
     (tmp_path / ".partial-0123456789abcdef.csv").touch()
     replace, refused = Path.replace, []
 
@@ -489,7 +489,7 @@ def without_rights():
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_folder_without_write_permission_is_named(faces, there):
+def test_folder_without_write_permission_is_named(faces, there):
     with tempfile.TemporaryDirectory() as place:  # accessible to other users
         save_dir = Path(place, "save")
         if there:
@@ -501,7 +501,7 @@ def test_a_folder_without_write_permission_is_named(faces, there):
     assert caught.value.filename in (str(save_dir), str(save_dir / "lock"))
 
 
-def test_a_read_only_run_is_used_and_its_results_go_elsewhere(copy, drawn_folder, monkeypatch, capsys):
+def test_results_of_a_read_only_run_are_written_to_another_folder(copy, drawn_folder, monkeypatch, capsys):
     images = sorted(drawn_folder.iterdir())[:2]
     flags = ["--is_train=False", "--testdir", *map(str, images), "--age=30", "--gender=male"]
     with tempfile.TemporaryDirectory() as place:  # accessible to other users
@@ -534,7 +534,7 @@ def test_a_read_only_run_is_used_and_its_results_go_elsewhere(copy, drawn_folder
 
 
 @pytest.mark.slow
-def test_vanished_data_folder_is_named_and_all_saved(workplace, drawn_folder):
+def test_removed_data_set_ends_training_with_a_checkpoint(workplace, drawn_folder):
     folder = shutil.copytree(drawn_folder, workplace / "data/mine")
     process = start("--dataset=mine", "--epoch=3", cwd=workplace, before=HOLD)
     wait_for((workplace / "held").exists, process)

@@ -1,4 +1,4 @@
-"""The split into training and held-out faces: recorded by content, without copies on both sides."""
+"""The split into training and held-out faces: recorded by content, copies on one side only."""
 
 import json
 import re
@@ -37,8 +37,8 @@ def folder(tmp_path, drawn_folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, faces):
-    """A run of one epoch on the 60 synthetic faces."""
-    notes = {"dataset": "mine", "loss_weights": [1e-4] * 3, "balance": False, "unknown_gender": False}
+    """The folder of a run of one epoch on the 60 synthetic faces."""
+    notes = {"dataset": "mine", "unknown_gender": False}
     model = FaceAging(**TINY, save_dir=tmp_path_factory.mktemp("held out") / "save")
     model.train(faces, num_epochs=1, notes=notes)
     return model.save_dir
@@ -52,14 +52,14 @@ def run(trained, folder, monkeypatch):
 
 
 def evaluate(capsys) -> tuple[int, dict, str]:
-    """Returns the status of `--evaluate`, what it measured, and all that it printed."""
+    """Return the status of `--evaluate`, what it measured, and all that it printed."""
     status = main.main(["--evaluate"])
     path = Path("save/evaluation.json")
     printed = capsys.readouterr()
     return status, json.loads(path.read_text()) if path.exists() else {}, printed.out + printed.err
 
 
-def forget(run: Path, **notes) -> None:
+def remove_record(run: Path, **notes) -> None:
     """Remove the record of held-out faces, as in older runs."""
     config = read_config(run)
     del config["training"]["held_out"]
@@ -67,27 +67,29 @@ def forget(run: Path, **notes) -> None:
     write_json(run / "config.json", config)
 
 
-def test_a_set_without_copies_is_split_by_the_seed(faces):
-    said = []
-    training, held_out, notes = train_val_split(faces, SEED, log=said.append)
+def test_data_set_without_copies_is_split_by_the_seed(faces):
+    logged = []
+    training, held_out, notes = train_val_split(faces, SEED, log=logged.append)
     record = notes["held_out"]
     shuffled = [faces[i] for i in np.random.default_rng(SEED).permutation(60)]
-    assert (held_out, training) == (shuffled[:6], shuffled[6:]) and not said
+    assert (held_out, training) == (shuffled[:6], shuffled[6:]) and not logged
     assert list(record.values()) == [Path(face.path).name for face in held_out]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record)
 
 
-def test_copies_are_reported_and_not_on_both_sides(folder):
+def test_copies_are_reported_and_stay_on_one_side(folder):
     before = len(list_faces(folder).faces)
     shutil.copytree(folder, folder / "again")
-    faces, said = list_faces(folder).faces, []
+    faces, logged = list_faces(folder).faces, []
     assert len(faces) == 2 * before == len(find_copies([face.path for face in faces]))
-    training, held_out, _ = train_val_split(faces, SEED, log=said.append)
+    training, held_out, _ = train_val_split(faces, SEED, log=logged.append)
     assert len(held_out) == 12 and not contents(training) & contents(held_out)
-    assert re.match(r"60 images are exact copies of others, such as .* of .*; \d+ of them, copies of held-out", said[0])
+    assert re.match(
+        r"60 images are exact copies of others, such as .* of .*; \d+ of them, copies of held-out", logged[0]
+    )
 
 
-def test_copies_have_the_same_bytes_and_missing_files_are_ignored(folder):
+def test_copies_have_equal_bytes_and_missing_files_are_ignored(folder):
     faces = list_faces(folder).faces
     one, other, gone = (Path(face.path) for face in faces[:3])
     other.write_bytes(one.read_bytes()[:-1] + b"?")  # of the same size
@@ -95,7 +97,7 @@ def test_copies_have_the_same_bytes_and_missing_files_are_ignored(folder):
     assert find_copies([face.path for face in faces]) == {}
 
 
-def test_held_out_faces_are_found_after_additions_and_renaming(run, folder, capsys):
+def test_held_out_faces_are_identified_after_additions_and_renaming(run, folder, capsys):
     held_out = train_val_split(list_faces(folder).faces, SEED).held_out
     status, expected, _ = evaluate(capsys)
     assert status == 0 and expected["held_out"] and expected["overall"]["faces"] == 6
@@ -107,7 +109,7 @@ def test_held_out_faces_are_found_after_additions_and_renaming(run, folder, caps
     assert status == 0 and measured["overall"] == expected["overall"]
 
 
-def test_missing_held_out_faces_are_reported_and_refused_if_all_are(run, folder, capsys):
+def test_missing_held_out_faces_are_reported_and_rejected_if_all_are_missing(run, folder, capsys):
     held_out = train_val_split(list_faces(folder).faces, SEED).held_out
     Path(held_out[0].path).unlink()
     status, measured, printed = evaluate(capsys)
@@ -123,9 +125,9 @@ def test_missing_held_out_faces_are_reported_and_refused_if_all_are(run, folder,
     assert status == 2 and not measured and "6 of the 6 faces held out" in printed and "--evaluate DIR" in printed
 
 
-def test_a_run_without_a_record_is_measured_only_with_the_same_number_of_faces(run, folder, capsys):
+def test_run_without_a_record_requires_the_same_number_of_faces(run, folder, capsys):
     _, expected, _ = evaluate(capsys)
-    forget(run)
+    remove_record(run)
     status, measured, printed = evaluate(capsys)
     assert status == 0 and measured == expected and "has no record of its held-out faces" in printed
     make_faces(folder / "more", number=3, seed=5)
@@ -133,7 +135,7 @@ def test_a_run_without_a_record_is_measured_only_with_the_same_number_of_faces(r
     assert status == 2 and "made with 60 faces, not these 63; --evaluate DIR" in printed
 
 
-def test_without_a_record_held_out_faces_with_copies_are_left_out(folder):
+def test_held_out_faces_with_copies_are_excluded_without_a_record(folder):
     shutil.copytree(folder, folder / "again")
     faces = list_faces(folder).faces
     shuffled = [faces[i] for i in np.random.default_rng(SEED).permutation(120)]
@@ -148,7 +150,7 @@ def test_without_a_record_held_out_faces_with_copies_are_left_out(folder):
             train_val_split(faces, SEED, {"training": {"faces": 120}})
 
 
-def test_a_renamed_face_is_refused_before_training(run, folder, capsys):
+def test_renamed_face_is_rejected_before_training(run, folder, capsys):
     held_out = train_val_split(list_faces(folder).faces, SEED).held_out
     path = Path(held_out[0].path)
     path.rename(path.with_name("0_0_0_20170101000000000.jpg"))  # which changes the order of an epoch
@@ -173,7 +175,7 @@ def included(tmp_path, faces, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_a_run_from_an_included_model_holds_out_faces_that_it_was_not_trained_on(included, folder, seed):
+def test_held_out_faces_are_those_unseen_by_the_initial_model(included, folder, seed):
     renamed = folder.rename(folder.with_name("other"))  # the name of the data set does not matter
     listed = list_faces(renamed).faces
     training, held_out, notes = train_val_split(listed, seed, init_model="aging")
@@ -183,13 +185,13 @@ def test_a_run_from_an_included_model_holds_out_faces_that_it_was_not_trained_on
     assert notes == {"held_out": True, "init_model": "aging", "init_model_trained_on": 0}
 
 
-def test_faces_that_the_initial_model_was_trained_on_are_not_held_out(included, folder, capsys):
+def test_training_faces_of_the_initial_model_do_not_count_as_held_out(included, folder, capsys):
     for path in folder.iterdir():
         if path.name in included.values():
             path.unlink()
-    listed, said = list_faces(folder).faces, []
-    training, held_out, _ = train_val_split(listed, SEED, {}, said.append, init_model="aging")
-    assert "included model aging was trained on all faces" in said[0]
+    listed, logged = list_faces(folder).faces, []
+    training, held_out, _ = train_val_split(listed, SEED, {}, logged.append, init_model="aging")
+    assert "included model aging was trained on all faces" in logged[0]
     measured, notes = choose_evaluation_faces(held_out, training, "aging")
     assert measured == held_out and not notes["held_out"] and notes["init_model_trained_on"] == 5
     make_faces(folder / "more", number=1, seed=5)
@@ -201,7 +203,7 @@ def test_faces_that_the_initial_model_was_trained_on_are_not_held_out(included, 
     assert "aging was trained on 5 of 6 faces" in capsys.readouterr().out
 
 
-def test_evaluation_of_a_run_from_an_included_model_records_it(run, folder, included, capsys):
+def test_evaluation_records_the_initial_model(run, folder, included, capsys):
     config = read_config(run)
     config["training"]["init_model"] = "aging"
     config["training"]["held_out"] = train_val_split(list_faces(folder).faces, SEED + 1).notes["held_out"]
@@ -223,20 +225,22 @@ PEOPLE = {
 
 
 @pytest.mark.parametrize("convention", PEOPLE)
-def test_whole_people_are_held_out_if_names_identify_them(convention):
-    faces, said = [Face(name, 30, UNKNOWN) for name in PEOPLE[convention]], []
+def test_people_are_held_out_as_a_whole_if_names_identify_them(convention):
+    faces, logged = [Face(name, 30, UNKNOWN) for name in PEOPLE[convention]], []
     people = {parse_person(face.path) for face in faces}
-    training, held_out, notes = train_val_split(faces, SEED, {}, said.append)
-    theirs = {parse_person(face.path) for face in held_out}
-    assert len(theirs) == notes["people"] == len(people) // 10 and None not in theirs
-    assert theirs.isdisjoint(parse_person(face.path) for face in training)
-    assert {parse_person(face.path) for face in training} | theirs == people
+    training, held_out, notes = train_val_split(faces, SEED, {}, logged.append)
+    held_out_people = {parse_person(face.path) for face in held_out}
+    assert len(held_out_people) == notes["people"] == len(people) // 10 and None not in held_out_people
+    assert held_out_people.isdisjoint(parse_person(face.path) for face in training)
+    assert {parse_person(face.path) for face in training} | held_out_people == people
     assert min(len(faces) // 10, 1) <= len(held_out) <= len(faces) // 10
-    assert said == [f"Held out: {len(held_out)} faces of {len(theirs)} people, whose other photos are not trained on"]
-    assert train_val_split(faces, SEED, log=said.append)[:2] == (training, held_out)
+    assert logged == [
+        f"Held out: {len(held_out)} faces of {len(held_out_people)} people, whose other photos are not trained on"
+    ]
+    assert train_val_split(faces, SEED, log=logged.append)[:2] == (training, held_out)
 
 
-def test_a_resumed_run_holds_out_the_same_people_and_an_older_one_its_faces(tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_held_out_people(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "MOST_HELD_OUT", 5)  # of 20
     for name in PEOPLE["CACD"]:
         make_image(tmp_path / name, sum(map(ord, name)))
@@ -254,13 +258,13 @@ def test_a_resumed_run_holds_out_the_same_people_and_an_older_one_its_faces(tmp_
     assert notes["people"] == 2 and notes["people_trained_on"] == 0
 
 
-def test_the_faces_of_one_person_are_split_by_face():
+def test_faces_of_one_person_are_split_by_face():
     faces = [Face(f"001A{age:02}.JPG", age, UNKNOWN) for age in range(40)]
     training, held_out, notes = train_val_split(faces, SEED)
     assert (len(training), len(held_out)) == (36, 4) and "people" not in notes
 
 
-def test_a_packed_model_carries_the_record(run, tmp_path):
+def test_packaged_model_keeps_the_record(run, tmp_path):
     package_model.pack(run, 8, tmp_path / "packed")
     assert read_config(tmp_path / "packed")["training"]["held_out"] == read_config(run)["training"]["held_out"]
 
@@ -276,12 +280,12 @@ def test_the_included_models_have_a_record_of_their_held_out_faces(name, faces):
         train_val_split([], SEED, config)
 
 
-def test_a_face_listed_twice_is_a_copy_of_itself(faces):
+def test_duplicate_path_counts_as_a_copy(faces):
     training, held_out, _ = train_val_split(list(faces) * 2, SEED)
     assert not contents(training) & contents(held_out)
 
 
-def test_changed_faces_of_the_same_number_are_refused_before_training(run, folder, faces):
+def test_changed_held_out_faces_are_rejected_before_training(run, folder, faces):
     make_faces(folder / "more", number=1, seed=5)
     path = Path(train_val_split(list_faces(folder).faces, SEED, read_config(run)).held_out[0].path)
     path.unlink()
@@ -303,7 +307,7 @@ def replace_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_label, change_table, replace_image])
-def test_changed_labels_or_images_are_refused_when_a_run_resumes(run, folder, change):
+def test_resume_rejects_changed_labels_or_images(run, folder, change):
     change(folder)
     faces = list_faces(folder).faces
     with pytest.raises(InputError, match="names, sizes, ages or genders of the faces are not those"):
@@ -311,7 +315,7 @@ def test_changed_labels_or_images_are_refused_when_a_run_resumes(run, folder, ch
 
 
 @pytest.mark.parametrize("lost", ["file", "content"])
-def test_a_run_without_its_config_is_refused(run, folder, lost):
+def test_run_without_its_config_is_rejected(run, folder, lost):
     if lost == "file":
         (run / "config.json").unlink()
     else:
@@ -320,9 +324,9 @@ def test_a_run_without_its_config_is_refused(run, folder, lost):
         FaceAging(**TINY, save_dir=run).train(list_faces(folder).faces, num_epochs=2)
 
 
-def test_an_image_with_two_labels_is_reported(folder):
+def test_copies_with_different_labels_are_reported(folder):
     path = next(folder.iterdir())
     shutil.copy(path, folder / "99_1_0_20170101000000999.jpg")
-    said = []
-    train_val_split(list_faces(folder).faces, SEED, {}, said.append)
-    assert said[1].startswith("1 images have copies with another age or gender, such as ") and path.name in said[1]
+    logged = []
+    train_val_split(list_faces(folder).faces, SEED, {}, logged.append)
+    assert logged[1].startswith("1 images have copies with another age or gender, such as ") and path.name in logged[1]

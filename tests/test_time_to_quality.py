@@ -7,7 +7,7 @@ from tools.time_to_quality import main
 TINY = ["--image_size=16", "--num_encoder_channels=4", "--num_gen_channels=32", "--batch_size=10", "--dataset=drawn"]
 
 
-def test_both_recipes_are_trained_to_the_target_or_the_limit(workplace, capsys):
+def test_recipes_are_trained_to_the_target_or_the_limit(workplace, capsys):
     assert main([*TINY, "--target=0", "--every=2", "--limit_steps=4", "--planned_steps=5", "--json=out.json"]) == 0
     printed = capsys.readouterr().out
     assert "| paper | 4 |" in printed and "| muon | 4 |" in printed and "takes" not in printed
@@ -19,12 +19,12 @@ def test_both_recipes_are_trained_to_the_target_or_the_limit(workplace, capsys):
     assert not (workplace / "save").exists()
 
 
-def test_a_recipe_ends_at_the_target(workplace, capsys):
+def test_training_ends_at_the_target(workplace, capsys):
     assert main([*TINY, "--target=1", "--recipes", "paper"]) == 0
     assert "| paper | 0 |" in capsys.readouterr().out
 
 
-def test_a_missing_data_set_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+def test_missing_data_set_is_rejected_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--dataset=none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

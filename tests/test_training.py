@@ -1,4 +1,4 @@
-"""Training: what a run writes, and how it goes on."""
+"""Training: the files of a run, resuming, pre-training, and invalid input."""
 
 import contextlib
 import csv
@@ -21,10 +21,12 @@ import main
 from FaceAging import FaceAging
 from ops import load_image
 from support.batches import epoch_name, read_faces, train_val_split
+from support.config import read_config
 from support.dataset import list_faces
 from support.errors import InputError
 from support.files import locked
 from support.images import save_image
+from support.losses import PRESETS
 from tests.conftest import TINY, TINY_FLAGS
 
 LOSSES = [
@@ -38,6 +40,10 @@ LOSSES = [
     "tv_loss",
 ]
 DAMAGED = (7, 8, 11)  # faces of the packed set
+SETTINGS = {  # recorded by default, beside the loss weights
+    **{"optimizer": "adam", "learning_rate": 2e-4, "schedule": "constant", "loss_weights": None},
+    **{"balance": False, "flip": False},
+}
 STEPS = 5  # of an epoch: 60 faces, 6 of them held out, batches of 10
 
 
@@ -68,7 +74,7 @@ def run(tmp_path_factory, faces):
     return model
 
 
-def test_a_run_writes_what_the_readme_lists(run):
+def test_run_writes_the_documented_files(run):
     held_out = ["lock", "losses.csv", "loss_epoch.png", "demo_train.gif", "config.json"]
     folders = {
         "samples": {"01.png", "02.png"},
@@ -80,7 +86,7 @@ def test_a_run_writes_what_the_readme_lists(run):
         assert {path.name for path in (run.save_dir / folder).iterdir()} == names
 
 
-def test_losses_csv_has_a_row_a_batch(run):
+def test_losses_csv_has_a_row_per_batch(run):
     rows = read_rows(run.save_dir)
     assert [int(row["step"]) for row in rows] == list(range(1, 2 * STEPS + 1))
     assert [float(row["epoch"]) for row in rows] == pytest.approx([step / STEPS for step in range(1, 2 * STEPS + 1)])
@@ -88,7 +94,7 @@ def test_losses_csv_has_a_row_a_batch(run):
     assert all(math.isfinite(float(row[name])) for row in rows for name in LOSSES)
 
 
-def test_tensorboard_reads_losses_and_pictures(run):
+def test_tensorboard_reads_losses_and_images(run):
     events = read_events(run.save_dir)
     tags = events.Tags()
     assert set(tags["tensors"]) == {*LOSSES, "learning_rate", "held_out_EG_loss", "samples", "test"}
@@ -99,7 +105,7 @@ def test_tensorboard_reads_losses_and_pictures(run):
     assert logged == pytest.approx([float(row["EG_loss"]) for row in read_rows(run.save_dir)])
 
 
-def test_histograms_come_every_fifty_batches(tmp_path, faces):
+def test_histograms_are_logged_every_fifty_batches(tmp_path, faces):
     model = FaceAging(**{**TINY, "size_batch": 1}, save_dir=tmp_path)
     model.train(faces, num_epochs=1)  # 54 batches
     tensors = read_events(tmp_path).Tags()["tensors"]
@@ -108,46 +114,46 @@ def test_histograms_come_every_fifty_batches(tmp_path, faces):
     assert [event.step for event in read_events(tmp_path).Tensors("z")] == [50]
 
 
-def test_sheets_of_training_are_laid_out_as_said(run, faces):
+def test_grids_of_training_have_the_documented_layout(run, faces):
     _, held_out, _ = train_val_split(faces, seed=2017)
     side = run.size_image
     assert len(held_out) == 6
-    inputs, samples, ladder = (
-        iio.imread(run.save_dir / f) for f in ("test/input.png", "samples/02.png", "test/02.png")
-    )
+    inputs, samples, aged = (iio.imread(run.save_dir / f) for f in ("test/input.png", "samples/02.png", "test/02.png"))
     assert inputs.shape == samples.shape == (side, 6 * side, 3)  # one row: six held-out faces
-    assert ladder.shape == (10 * side, 6 * side, 3)  # a column is a face, a row an age
+    assert aged.shape == (10 * side, 6 * side, 3)  # a column per face, a row per age bin
     images, _, _ = read_faces(held_out, run.bins, partial(load_image, size_image=side, channels=3))
     assert np.array_equal(inputs, np.concatenate(images, axis=1))
     z = run.encode(images)
     centres = run.bins.centres
     for row, age in enumerate(centres):
         expected = np.concatenate(run.generate(z, age, [face.gender for face in held_out]), axis=1)
-        shown = ladder[row * side : (row + 1) * side]
+        shown = aged[row * side : (row + 1) * side]
         assert np.abs(shown.astype(int) - expected).max() <= 1
 
 
-def test_the_animation_has_a_frame_an_epoch(run):
+def test_animation_has_a_frame_per_epoch(run):
     assert len(iio.imread(run.save_dir / "demo_train.gif", index=None)) == 2
 
 
-def test_the_animation_shows_the_epochs_of_its_own_run_only(tmp_path, faces):
-    """Not aged pictures of people, nor what an earlier run of another size has left in the folder."""
+def test_animation_ignores_other_images_in_the_folder(tmp_path, faces):
+    """Aged faces, and grids of an earlier run of another size, are ignored."""
     for name in ("25_0_2_20170116174525125_8_male.png", "03.png", "p02.png", "1.png"):
         save_image(tmp_path / "test" / name, np.zeros([8, 8, 3], np.uint8))
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
     assert len(iio.imread(tmp_path / "demo_train.gif", index=None)) == 2
 
 
-def test_the_animation_shows_pretraining_too(tmp_path, faces):
+def test_animation_includes_pretraining(tmp_path, faces):
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=1, use_trained_model=False)
     assert len(iio.imread(tmp_path / "demo_train.gif", index=None)) == 11
 
 
-def test_a_picture_that_cannot_be_drawn_is_said_once_and_training_goes_on(tmp_path, faces, run, capsys):
+def test_unwritable_image_is_reported_once_and_training_continues(tmp_path, faces, run, capsys):
     for name in ("test/input.png", "loss_epoch.png", "demo_train.gif"):
-        (tmp_path / name).mkdir(parents=True)  # as what another program holds open on Windows, not to be replaced
+        (tmp_path / name).mkdir(
+            parents=True
+        )  # cannot be replaced, like a file that another program has open on Windows
     (tmp_path / "samples").touch()
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=2)
@@ -158,9 +164,9 @@ def test_a_picture_that_cannot_be_drawn_is_said_once_and_training_goes_on(tmp_pa
     assert FaceAging(**TINY, save_dir=tmp_path).load_checkpoint()
 
 
-def test_a_damaged_sheet_ends_no_training(tmp_path, faces, capsys):
+def test_damaged_grid_does_not_end_training(tmp_path, faces, capsys):
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
-    (tmp_path / "test/01.png").write_bytes(b"harmed")
+    (tmp_path / "test/01.png").write_bytes(b"damaged")
     assert FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2) is None
     assert capsys.readouterr().err.count("demo_train.gif cannot be written") == 1
 
@@ -169,16 +175,31 @@ def test_config_json_records_how_the_run_was_made(run):
     config = json.loads((run.save_dir / "config.json").read_text())
     assert config["model"] == run.config
     assert set(config["versions"]) == {"python", "tensorflow", "keras"}
+    recorded = {name: config["training"][name] for name in SETTINGS}
+    assert recorded == {**SETTINGS, "loss_weights": PRESETS["default"]}
+    assert set(config["training"]) == {*SETTINGS, "init_model", "faces", "data", "held_out"}
 
 
-def test_two_runs_of_one_seed_are_equal_to_the_last_bit(run, tmp_path, faces):
+def test_train_records_its_arguments_and_notes(tmp_path, faces):
+    settings = {"learning_rate": 1e-3, "decay_rate": 0.5, "schedule": "linear", "balance": True, "flip": True}
+    weights = {"G_img": 3e-4, "E_z": 2e-4, "tv": 1e-4}
+    notes = {"dataset": "drawn", "learning_rate": 5.0}  # the arguments take precedence over the notes
+    FaceAging(**TINY, save_dir=tmp_path).train(
+        faces[:20], 1, loss_weights=list(weights.values()), notes=notes, **settings
+    )
+    training = read_config(tmp_path)["training"]
+    assert training["dataset"] == "drawn" and training["loss_weights"] == weights
+    assert {name: training[name] for name in settings} == settings
+
+
+def test_runs_with_equal_seeds_are_bit_identical(run, tmp_path, faces):
     again = FaceAging(**TINY, save_dir=tmp_path)
     again.train(faces, num_epochs=2)
     assert same(weights_of(run), weights_of(again))
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(run, tmp_path, faces):
+def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, faces):
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
     resumed = FaceAging(**TINY, save_dir=tmp_path)
     resumed.train(faces, num_epochs=2)
@@ -189,16 +210,16 @@ def test_a_resumed_run_equals_one_that_never_stopped(run, tmp_path, faces):
         assert steps[0] == steps[1]
 
 
-def test_resumed_run_cuts_off_what_is_past_the_checkpoint(run, tmp_path, faces):
+def test_resumed_run_drops_rows_after_the_checkpoint(run, tmp_path, faces):
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=1)
     with (tmp_path / "losses.csv").open("a") as file:
-        file.write("6,1.2,0.5\n7,1.")  # a killed run's
+        file.write("6,1.2,0.5\n7,1.")  # rows that a killed run wrote after its last checkpoint
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
-def test_pretraining_comes_before_the_epochs_and_carries_over(tmp_path, faces, monkeypatch):
+def test_pretraining_precedes_the_epochs_and_its_state_is_kept(tmp_path, faces, monkeypatch):
     for module in ("FaceAging", "support.batches"):
         monkeypatch.setattr(f"{module}.PRETRAINING_EPOCHS", 2)
     model = FaceAging(**TINY, save_dir=tmp_path)
@@ -206,13 +227,13 @@ def test_pretraining_comes_before_the_epochs_and_carries_over(tmp_path, faces, m
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["01.png", "p01.png", "p02.png"]
     rows = read_rows(tmp_path)
     assert [float(row["epoch"]) for row in rows] == pytest.approx([(step / STEPS) - 2 for step in range(1, 16)])
-    # carried over, Adam's state too: nothing was made anew between the two
+    # Adam's state is kept: nothing is initialised again after pre-training
     assert all(int(optimizer.iterations) == 3 * STEPS for optimizer in model.optimizers.values())
 
 
-def test_pretraining_has_no_adversaries(tmp_path, faces):
-    """With the adversaries' weights at 0, E and G learn the same from them whatever the loss weights are to be."""
-    models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("mild", "strong")]
+def test_pretraining_ignores_the_loss_weights(tmp_path, faces):
+    """All loss weights are 0 in pre-training, so E and G do not depend on those of the training."""
+    models = [FaceAging(**TINY, save_dir=tmp_path / name) for name in ("zero", "large")]
     for model, weight in zip(models, (0.0, 100.0), strict=True):
         model.train(faces, num_epochs=-8, loss_weights=[weight] * 3, use_trained_model=False)
     assert same(weights_of(models[0]), weights_of(models[1]))
@@ -222,19 +243,19 @@ def test_pretraining_is_numbered_p01_to_p10_and_epochs_from_01():
     assert [epoch_name(epoch) for epoch in (-9, 0, 1, 50)] == ["p01", "p10", "01", "50"]
 
 
-def test_pretraining_over_a_trained_model_is_refused(run, faces):
+def test_pretraining_over_a_trained_model_is_rejected(run, faces):
     with pytest.raises(InputError, match="another --savedir"):
         FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=3, use_trained_model=False)
 
 
-def test_set_smaller_than_a_batch_is_refused(tmp_path, faces):
+def test_data_set_smaller_than_a_batch_is_rejected(tmp_path, faces):
     with pytest.raises(InputError, match="--batch_size 54 or less"):
         FaceAging(**{**TINY, "size_batch": 55}, save_dir=tmp_path).train(faces)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_with_a_cache_no_picture_is_read_twice(tmp_path, faces, monkeypatch, cache):
+def test_cache_reads_each_image_once(tmp_path, faces, monkeypatch, cache):
     read = Counter()
     monkeypatch.setattr("ops.load_image", lambda path, *sizes: read.update([path]) or load_image(path, *sizes))
     FaceAging(**TINY, save_dir=tmp_path).train(faces[:40], num_epochs=2, cache=cache)
@@ -243,13 +264,13 @@ def test_with_a_cache_no_picture_is_read_twice(tmp_path, faces, monkeypatch, cac
     assert max(reads) == 1 if cache else sum(reads) == 60
 
 
-def test_another_architecture_is_refused(run, faces):
+def test_another_architecture_is_rejected(run, faces):
     other = FaceAging(**{**TINY, "num_gen_channels": 64}, save_dir=run.save_dir)
     with pytest.raises(InputError, match="num_gen_channels 32, not 64"):
         other.train(faces, num_epochs=3)
 
 
-def test_a_finished_run_is_left_as_it_is(run, faces, capsys):
+def test_finished_run_is_not_changed(run, faces, capsys):
     before = (run.save_dir / "losses.csv").read_text(), (run.save_dir / "checkpoint/model-10.index").stat().st_mtime_ns
     assert FaceAging(**TINY, save_dir=run.save_dir).train(faces, num_epochs=2) is None
     assert "All 2 epochs are done" in capsys.readouterr().out
@@ -257,35 +278,38 @@ def test_a_finished_run_is_left_as_it_is(run, faces, capsys):
     assert before == after
 
 
-def test_leftovers_before_the_first_checkpoint_go(run, tmp_path, faces):
+def test_log_without_a_checkpoint_is_replaced(run, tmp_path, faces):
     (tmp_path / "losses.csv").write_text("step,epoch\n1,0.2\n2,0.")
     FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=2)
     assert (tmp_path / "losses.csv").read_text() == (run.save_dir / "losses.csv").read_text()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, faces):
+def test_non_finite_loss_ends_training_and_is_named(tmp_path, faces):
     with pytest.raises(FloatingPointError, match="loss.* is .* at step"):
         FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1, learning_rate=1e30)
 
 
-def test_training_where_another_run_trains_is_refused(tmp_path, faces):
+def test_locked_folder_is_rejected(tmp_path, faces):
     with locked(tmp_path), pytest.raises(InputError, match=r"process \d+ on"):
         FaceAging(**TINY, save_dir=tmp_path).train(faces, num_epochs=1)
 
 
-def test_main_trains_and_takes_the_flags_of_a_run_from_it(workplace, capsys):
+def test_main_trains_and_restores_the_flags_of_a_run(workplace, capsys):
     train = ["--dataset", "drawn", "--loss_weights", "0.01,0.1,0.001", "--channels", "1"]
     assert main.main([*train, *TINY_FLAGS, "--epoch", "1"]) == 0
-    assert main.main(["--epoch", "2"]) == 0  # neither the data set nor sizes nor weights are repeated
+    assert main.main(["--epoch", "2"]) == 0  # data set, sizes and weights come from config.json
     printed = capsys.readouterr().out
     assert "UTKFace names: 60 faces" in printed and "Resuming at epoch 02 after step 5" in printed
-    assert "Epoch 02/02, step 10: L1 0." in printed  # a line an epoch where output is no terminal
+    assert "Epoch 02/02, step 10: L1 0." in printed  # one line per epoch without a terminal
     config = json.loads((workplace / "save/config.json").read_text())
-    assert config["training"]["loss_weights"] == {"G_img": 0.01, "E_z": 0.1, "tv": 0.001}
+    weights = {"G_img": 0.01, "E_z": 0.1, "tv": 0.001}
+    flags = SETTINGS | {"dataset": "drawn", "loss_weights": weights, "unknown_gender": False}
+    assert {name: config["training"][name] for name in flags} == flags
+    assert set(config["training"]) == {*flags, "init_model", "faces", "data", "held_out"}
     assert iio.imread(workplace / "save/samples/02.png").shape == (32, 192)
 
 
-def test_a_refused_training_leaves_the_folder_as_it_was(tmp_path, faces):
+def test_rejected_training_does_not_change_the_folder(tmp_path, faces):
     reference = shutil.copytree(Path(__file__).parent / "reference", tmp_path / "reference")
     before = sorted(reference.rglob("*"))
     with pytest.raises(InputError, match="another --savedir"):
@@ -296,7 +320,7 @@ def test_a_refused_training_leaves_the_folder_as_it_was(tmp_path, faces):
         FaceAging(**TINY, save_dir=tmp_path / "file").train(faces, num_epochs=1)
 
 
-def test_main_refuses_a_flag_that_the_run_was_not_made_with(workplace, capsys):
+def test_main_rejects_a_flag_that_contradicts_the_run(workplace, capsys):
     assert main.main(["--dataset", "drawn", *TINY_FLAGS, "--epoch", "1"]) == 0
     capsys.readouterr()
     assert main.main(["--dataset", "drawn", "--epoch", "2", "--num_gen_channels", "64"]) == 2
@@ -330,30 +354,30 @@ def packed_run(packed_set):
     return packed_set, printed.getvalue()
 
 
-def test_missing_gender_is_refused_with_the_flag_that_takes_it(packed_set, monkeypatch, capsys):
+def test_missing_gender_is_rejected_with_the_flag_to_use(packed_set, monkeypatch, capsys):
     monkeypatch.chdir(packed_set)
     assert main.main(["--dataset=mine", "--savedir=refused", *TINY_FLAGS]) == 2
     assert "--unknown_gender True" in capsys.readouterr().err
 
 
-def test_faces_of_a_packed_set_are_listed_from_its_table(packed_run):
+def test_archived_data_set_is_labelled_by_its_table(packed_run):
     assert "labels.csv: 40 faces" in packed_run[1] and "21-50" in packed_run[1]
 
 
-def test_damaged_faces_are_named_once(packed_run):
+def test_damaged_faces_are_reported_once(packed_run):
     assert max(packed_run[1].count(f"{number:02d}.jpg") for number in DAMAGED) == 1
 
 
-def test_other_age_bins_are_kept_and_shown(packed_run, faces, monkeypatch):
+def test_custom_age_bins_are_recorded_and_rendered(packed_run, faces, monkeypatch):
     folder, _ = packed_run
     assert json.loads((folder / "save/config.json").read_text())["model"]["age_bounds"] == [20, 50]
-    assert iio.imread(folder / "save/test/02.png").shape[0] == 3 * 32  # a row a bin
+    assert iio.imread(folder / "save/test/02.png").shape[0] == 3 * 32  # a row per bin
     monkeypatch.chdir(folder)
     assert main.main(["--is_train=False", f"--testdir={faces[0].path}"]) == 0
-    assert iio.imread(folder / "save/test/test_as_male.png").shape[0] < 5 * 40  # the face itself and three ages
+    assert iio.imread(folder / "save/test/test_as_male.png").shape[0] < 5 * 40  # the input and three ages
 
 
-def test_run_whose_pictures_vanish_keeps_what_was_trained(tmp_path, drawn_folder, run):
+def test_run_with_missing_images_keeps_its_checkpoint(tmp_path, drawn_folder, run):
     folder = tmp_path / "faces"
     shutil.copytree(drawn_folder, folder)
     model = FaceAging(**TINY, save_dir=tmp_path / "save")
@@ -365,8 +389,8 @@ def test_run_whose_pictures_vanish_keeps_what_was_trained(tmp_path, drawn_folder
             Path(face.path).unlink()
     with pytest.raises(InputError, match="names, sizes, ages or genders of the faces are not those"):
         FaceAging(**TINY, save_dir=tmp_path / "save").train(listed, num_epochs=2)
-    going_on = FaceAging(**TINY, save_dir=tmp_path / "save")
-    assert going_on.load_checkpoint() and int(going_on.step) >= STEPS
+    resumed = FaceAging(**TINY, save_dir=tmp_path / "save")
+    assert resumed.load_checkpoint() and int(resumed.step) >= STEPS
 
 
 def add(archive, name, content):
@@ -375,7 +399,7 @@ def add(archive, name, content):
     archive.addfile(member, io.BytesIO(content))
 
 
-def test_a_model_saved_before_any_training_is_trained_and_resumed(tmp_path, faces):
+def test_model_saved_before_training_is_trained_and_resumed(tmp_path, faces):
     FaceAging(**TINY, save_dir=tmp_path).save_checkpoint()
     for epochs in (1, 2):
         assert FaceAging(**TINY, save_dir=tmp_path).train(faces[:30], num_epochs=epochs) is None
