@@ -525,21 +525,24 @@ class FaceAging(Hyperparameters):
         write_config(self.save_dir, self.config, {})
         return self.checkpoints.write(self.save_dir / checkpoints.FOLDER, step, self.optimizers)
 
-    def load_checkpoint(self, path: str | Path | None = None, networks_only: bool = False) -> bool:
+    def load_checkpoint(
+        self, path: str | Path | None = None, for_inference: bool = False, networks_only: bool = False
+    ) -> bool:
         """Load the latest complete checkpoint in the folder `path` or else in save_dir; return False if there is none.
 
-        networks_only restores neither optimizers nor discriminators. A checkpoint of the reference program (TensorFlow
-        1) has only weights, an included model only those of E and G. A damaged checkpoint is reported on stderr and the
-        previous one loaded. Raises InputError if all are damaged, or for another architecture, naming the first number
-        that differs.
+        for_inference loads E and G only; networks_only is its earlier name. A checkpoint of the reference program
+        (TensorFlow 1) has only weights, an included model only those of E and G. A damaged checkpoint is reported on
+        stderr and the previous one loaded. Raises InputError if all are damaged, or for another architecture, naming
+        the first number that differs.
         """
+        for_inference = for_inference or networks_only
         folder = Path(path or self.save_dir)
         checkpoints.check_architecture(folder, self.config)
         for name in AUXILIARY_NETWORKS:
-            if not networks_only and checkpoints.has_network(folder, name):
+            if not for_inference and checkpoints.has_network(folder, name):
                 self.add_network(name)
         self.optimizer = self.optimizer or read_config(folder).get("training", {}).get("optimizer")
-        return self.checkpoints.restore_latest(folder, None if networks_only else self.optimizers)
+        return self.checkpoints.restore_latest(folder, None if for_inference else self.optimizers)
 
     @classmethod
     def load(
@@ -557,7 +560,7 @@ class FaceAging(Hyperparameters):
             raise InputError(f"{path} has no trained model: train one, or use another --savedir")
         save_dir = save_dir or ("save" if is_included(path) else path)
         model = cls(**{**config["model"], "precision": "float32"}, save_dir=save_dir)
-        if not model.load_checkpoint(path, networks_only=True):
+        if not model.load_checkpoint(path, for_inference=True):
             raise InputError(f"{path} has no trained model yet: train one, or use another --savedir")
         model.z_distribution = read_distribution(path)
         return model

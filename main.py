@@ -138,15 +138,15 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
         faces = list_faces(folder, flags.unknown_gender).faces
     # the recorded unknown_gender applies to the training faces only
     model, source = load(flags, explicit - {"unknown_gender"})
-    config, others = read_config(source), ()
+    config, training = read_config(source), ()
     if not flags.evaluate:
         folder = find_dataset(flags.dataset)
         listed = list_faces(folder, flags.unknown_gender).faces
-        training, faces, _ = train_val_split(listed, flags.seed, config)
-        others = sorted(training)
+        split = train_val_split(listed, flags.seed, config)
+        training, faces = sorted(split.training), split.held_out
     name = config.get("training", {}).get("init_model") or included_name(source)
-    faces, notes = choose_evaluation_faces(faces, others, name)
-    metrics = model.evaluate(faces, others=others or faces, detail=flags.detail)
+    faces, notes = choose_evaluation_faces(faces, training, name)
+    metrics = model.evaluate(faces, others=training or faces, detail=flags.detail)
     metrics = {"folder": str(folder), **notes, **metrics}
     from support.evaluation import report
 

@@ -1,4 +1,4 @@
-"""Pins the environment variables that Keras and TensorFlow read on import; import it before them."""
+"""Set the environment variables that Keras and TensorFlow read on import; import it before them."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""One split into training and held-out faces, and the batches of an epoch, read ahead by threads."""
+"""The split into training and held-out faces, and the batches of an epoch, prefetched by threads."""
 
 import itertools
 import os
@@ -96,14 +96,14 @@ def _choose(shuffled: list[Face], init_model: str | None) -> tuple[list[Face], s
     people = [[face for face in group if face in allowed] for group in photos.values()]
     people = [group for group in people if group][: _held_out_count(photos)]
     # the first photo of each person, then the second, ...
-    held_out = [face for each in itertools.zip_longest(*people) for face in each if face][:most]
+    held_out = [face for row in itertools.zip_longest(*people) for face in row if face][:most]
     return held_out, _people_in(face.path for face in held_out)
 
 
 def unseen_by(included: str | None, faces: Sequence[Face]) -> list[Face]:
     """Return the faces on which an included model, or no model, was not trained."""
     seen = is_trained_on(included, [face.path for face in faces]) if included else [False] * len(faces)
-    return [face for face, each in zip(faces, seen, strict=True) if not each]
+    return [face for face, is_seen in zip(faces, seen, strict=True) if not is_seen]
 
 
 def choose_evaluation_faces(
@@ -187,8 +187,8 @@ def _by_content(faces: Sequence[Face]) -> dict[str, Face]:
 
 def _without_copies(faces: Sequence[Face], others: Sequence[Face], copies: dict[str, str]) -> list[Face]:
     """Return the faces of which no copy is among the others."""
-    theirs = {copies[face.path] for face in others if face.path in copies}
-    return [face for face in faces if copies.get(face.path) not in theirs]
+    digests = {copies[face.path] for face in others if face.path in copies}
+    return [face for face in faces if copies.get(face.path) not in digests]
 
 
 def read_faces(

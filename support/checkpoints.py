@@ -44,7 +44,7 @@ ARCHITECTURE = (  # hyperparameters that determine the shapes of the weights
 
 
 class Checkpoints:
-    """Writes and restores the checkpoints of a run.
+    """Write and restore the checkpoints of a run.
 
     networks: by name. position: the variables of the training position (epoch, batch, step), by name.
     """

@@ -120,7 +120,7 @@ MODEL_SCHEMA = {
     "num_categories": _integer_rule(),
     "num_gen_channels": _integer_rule(),
     "tile_ratio": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    "age_bounds": ("a list of ages", lambda value: _is_number_list(value) and all(type(each) is int for each in value)),
+    "age_bounds": ("a list of ages", lambda value: _is_number_list(value) and all(type(age) is int for age in value)),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "seed": _integer_rule(0, LARGEST_SEED),
 }
@@ -244,8 +244,8 @@ def check_sizes(flags: Namespace) -> None:
     """Raise InputError, with the flags to use, if training cannot start from the included model."""
     included = read_config(included_model(flags.pretrained))["model"]
     sizes = {flag: (as_flag(included[MODEL_FLAGS[flag]]), as_flag(getattr(flags, flag))) for flag in SIZE_FLAGS}
-    other = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
-    if other:
-        differences = ", ".join(f"{flag} {theirs}, not {ours}" for flag, (theirs, ours) in other.items())
-        fix = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in other.items())
+    differing = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
+    if differing:
+        differences = ", ".join(f"{flag} {needed}, not {value}" for flag, (needed, value) in differing.items())
+        fix = " ".join(f"--{flag} {needed}" for flag, (needed, _) in differing.items())
         raise InputError(f"the included model has {differences}: use {fix}, or omit --use_init_model")

@@ -78,10 +78,10 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
     elif _is_empty(folder) or not folder.is_dir():
         packed = sorted(path.name for path in folder.parent.glob("*")) if folder.parent.is_dir() else []
         others = [
-            f"{each}, for --dataset {each.removesuffix(suffix)}"
-            for each in packed
+            f"{archive}, for --dataset {archive.removesuffix(suffix)}"
+            for archive in packed
             for suffix in ARCHIVES
-            if each.endswith(suffix)
+            if archive.endswith(suffix)
         ]
         raise InputError(
             f"no faces in {folder}{first_names(others, f'; {folder.parent} contains ')}: put them there "

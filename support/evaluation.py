@@ -100,24 +100,25 @@ class Evaluator:
         self.impostors = impostor_distances(images, faces, self.bins)
 
     def metrics(self) -> dict:
-        """Return {"overall", "by_age", "by_gender", "aging": {"overall", "by_bin"}, "units"}, metrics of METRICS.
+        """Return {"overall", "by_age", "by_gender", "aging": {"overall", "by_bin"}}: the metrics of METRICS.
 
-        With dlib also {"identity": {"overall", "by_bin"}}. Groups without a face are left out.
+        Also {"descriptions": METRICS} and, with dlib, {"identity": {"overall", "by_bin"}}. Groups without a face are
+        left out.
         """
-        each = joined(self.parts)
-        index = self.bins.index(each["years"])
+        per_face = joined(self.parts)
+        index = self.bins.index(per_face["years"])
         masks = {name: index == i for i, name in enumerate(self.bins.names)}
-        genders = {name: each["gender"] == gender for gender, name in GENDER_NAMES.items()}
+        genders = {name: per_face["gender"] == gender for gender, name in GENDER_NAMES.items()}
 
         def by_group(masks: Arrays) -> dict:
-            return {name: reconstruction(each, mask, self.bins) for name, mask in masks.items() if mask.any()}
+            return {name: reconstruction(per_face, mask, self.bins) for name, mask in masks.items() if mask.any()}
 
         metrics = {
-            "overall": reconstruction(each, slice(None), self.bins),
+            "overall": reconstruction(per_face, slice(None), self.bins),
             "by_age": by_group(masks),
             "by_gender": by_group(genders),
-            "units": METRICS,
-            "aging": aging(each, self.bins),
+            "descriptions": METRICS,
+            "aging": aging(per_face, self.bins),
         }
         if self.distances:
             distances = joined(self.distances)
@@ -175,22 +176,22 @@ def reconstruction_errors(faces: np.ndarray, reconstructions: np.ndarray, aged: 
     }
 
 
-def reconstruction(each: Arrays, chosen, bins: AgeBins) -> dict:
+def reconstruction(per_face: Arrays, chosen, bins: AgeBins) -> dict:
     """Return the reconstruction metrics of the chosen faces, and "label_movement_by_bin" by pair of bins."""
     from scipy.stats import kstest, uniform  # importing SciPy is slow
 
-    each = {name: each[name][chosen] for name in ("z", "L1", "PSNR", "SSIM", "sharpness", "label_movement")}
+    per_face = {name: per_face[name][chosen] for name in ("z", "L1", "PSNR", "SSIM", "sharpness", "label_movement")}
     prior = uniform(-1, 2).cdf
-    face, rebuilt = each["sharpness"].mean(axis=0)
-    movement = each["label_movement"].mean(axis=0)
-    metrics = {name: each[name].mean() for name in ("L1", "PSNR", "SSIM")}
-    metrics["z_KS"] = kstest(each["z"], prior, method="asymp").statistic.mean()
-    metrics["z_KS_pooled"] = kstest(each["z"].ravel(), prior, method="asymp").statistic
+    face, rebuilt = per_face["sharpness"].mean(axis=0)
+    movement = per_face["label_movement"].mean(axis=0)
+    metrics = {name: per_face[name].mean() for name in ("L1", "PSNR", "SSIM")}
+    metrics["z_KS"] = kstest(per_face["z"], prior, method="asymp").statistic.mean()
+    metrics["z_KS_pooled"] = kstest(per_face["z"].ravel(), prior, method="asymp").statistic
     metrics["sharpness"] = rebuilt / max(face, 1e-10)
     metrics["label_movement"] = movement.mean()
     pairs = [f"{young} to {old}" for young, old in itertools.pairwise(bins.names)]
     return {
-        "faces": len(each["L1"]),
+        "faces": len(per_face["L1"]),
         **{name: round(float(value), 5) for name, value in metrics.items()},
         "label_movement_by_bin": {pair: round(float(value), 5) for pair, value in zip(pairs, movement, strict=True)},
     }
@@ -211,11 +212,11 @@ def estimate_labels(images: np.ndarray, own: np.ndarray, other: np.ndarray, gend
 
     age, female = recognition.ages_and_genders(images)
     as_own, as_other = ([recognition.ages_and_genders(faces) for faces in aged] for aged in (own, other))
-    accuracy = [[correct(seen, gender) for _, seen in as_own], [correct(seen, -gender) for _, seen in as_other]]
+    accuracy = [[correct(female, gender) for _, female in as_own], [correct(female, -gender) for _, female in as_other]]
     return {
         "real_estimated_age": age,  # [N]
         "real_gender_accuracy": correct(female, gender),  # [N]
-        "estimated_age": np.stack([seen for seen, _ in as_own], axis=1),  # [N, bins]
+        "estimated_age": np.stack([ages for ages, _ in as_own], axis=1),  # [N, bins]
         "gender_accuracy": np.transpose(accuracy, [2, 0, 1]),  # [N, own and other gender, bins]
     }
 
@@ -229,24 +230,24 @@ def rank_correlation(centres: list[float], estimated: np.ndarray) -> np.ndarray:
     return ranks @ requested / np.maximum(np.linalg.norm(ranks, axis=1) * np.linalg.norm(requested), 1e-10)
 
 
-def aging(each: Arrays, bins: AgeBins) -> dict:
+def aging(per_face: Arrays, bins: AgeBins) -> dict:
     """Return {"overall": aging metrics, "by_bin": {requested bin: metrics}}; None where there is nothing to measure."""
-    estimated, real, years = each["estimated_age"], each["real_estimated_age"], each["years"]
+    estimated, real, years = per_face["estimated_age"], per_face["real_estimated_age"], per_face["years"]
     distance, error = np.abs(estimated - bins.centres), np.abs(real - years)
-    aged_sharpness = each["aged_sharpness"] / max(each["sharpness"][:, 0].mean(), 1e-10)
+    aged_sharpness = per_face["aged_sharpness"] / max(per_face["sharpness"][:, 0].mean(), 1e-10)
 
     def metrics(requested, own) -> dict:
         """Return the metrics at some requested bins, and of those real faces."""
         return {
             "estimated_age": mean(estimated[:, requested]),
             "age_mae": mean(distance[:, requested]),
-            "gender_accuracy": mean(each["gender_accuracy"][..., requested]),
+            "gender_accuracy": mean(per_face["gender_accuracy"][..., requested]),
             "aged_sharpness": mean(aged_sharpness[:, requested]),
             "real_faces": len(years[own]),
             "real_age": mean(years[own]),
             "real_estimated_age": mean(real[own]),
             "real_age_mae": mean(error[own]),
-            "real_gender_accuracy": mean(each["real_gender_accuracy"][own]),
+            "real_gender_accuracy": mean(per_face["real_gender_accuracy"][own]),
         }
 
     youngest, oldest = estimated[:, 0].mean(), estimated[:, -1].mean()
@@ -274,17 +275,17 @@ def impostor_distances(images: np.ndarray, faces: Sequence[Face], bins: AgeBins)
     return {int(i): distances[ages[first] == i] for i in np.unique(ages[first])}
 
 
-def identity(each: Arrays, ages: np.ndarray, impostors: dict[int, np.ndarray], bins: AgeBins) -> dict:
+def identity(per_face: Arrays, ages: np.ndarray, impostors: dict[int, np.ndarray], bins: AgeBins) -> dict:
     """Return {"overall": identity metrics, "by_bin": {bin of the photo: metrics}} of N photos.
 
-    each: of `recognition.identity_distances`; ages: index of each photo's age bin, [N]; impostors: of
+    per_face: of `recognition.identity_distances`; ages: index of each photo's age bin, [N]; impostors: of
     `impostor_distances`. The FAR threshold is that of the photo's bin; photos of a bin without pairs have none and are
     left out of the metrics at that threshold.
     """
     thresholds = np.array([np.quantile(impostors[i], FAR) if i in impostors else np.nan for i in ages])
 
     def metrics(own: np.ndarray, pairs: np.ndarray) -> dict:
-        rebuilt, aged, threshold = each["reconstruction"][own], each["aged"][own], thresholds[own]
+        rebuilt, aged, threshold = per_face["reconstruction"][own], per_face["aged"][own], thresholds[own]
         known = np.isfinite(threshold)
         return {
             "faces": int(own.sum()),

@@ -178,7 +178,7 @@ def custom_gradient(function):
 
 @custom_gradient
 def total_variation(images):
-    """Returns the mean over images, float [N, H, W, C], of half the squared differences between neighbouring pixels.
+    """Return the mean over images, float [N, H, W, C], of half the squared differences between neighbouring pixels.
 
     Those between rows are divided by the height, those between columns by the width, as in the reference program.
     """
@@ -275,7 +275,7 @@ def _convolution(inputs, kernel):
 
 
 def _input_gradient(outputs, kernel):
-    """Returns the gradient with respect to the input: each output pixel's value is added to its window, weighted."""
+    """Return the gradient with respect to the input: each output pixel's value is added to its window, weighted."""
     k, _, c, d = kernel.shape
     side = outputs.shape[1]
     if side > SMALLEST_MAP:
@@ -291,13 +291,13 @@ def _input_gradient(outputs, kernel):
 
 
 def _kernel_gradient(inputs, outputs, shape):
-    """Returns the gradient with respect to a kernel of this shape: im2col(inputs)^T @ outputs."""
+    """Return the gradient with respect to a kernel of this shape: im2col(inputs)^T @ outputs."""
     windows = _im2col(inputs, _im2col_indices(outputs.shape[1], shape[0]))
     return tf.reshape(tf.matmul(windows, tf.reshape(outputs, [-1, shape[3]]), transpose_a=True), shape)
 
 
 def _im2col(inputs, indices: np.ndarray):
-    """Gathers from inputs [N, h, w, C] the pixels at indices, int [P, T] in 0 ... h * w: [N * P, T * C].
+    """Gather from inputs [N, h, w, C] the pixels at indices, int [P, T] in 0 ... h * w: [N * P, T * C].
 
     Pixels are numbered row by row; the index h * w stands for zeros.
     """
@@ -307,7 +307,7 @@ def _im2col(inputs, indices: np.ndarray):
 
 
 def _im2col_indices(side: int, k: int) -> np.ndarray:
-    """Returns the input pixels within the window of each output pixel, int [side * side, k * k]."""
+    """Return the input pixels within the window of each output pixel, int [side * side, k * k]."""
     rows = 2 * np.arange(side)[:, np.newaxis] - (k - 2) // 2 + np.arange(k)  # [side, k]
     indices = rows[:, None, :, None] * 2 * side + rows[:, None, :]  # [side, side, k, k]
     inside = (rows >= 0) & (rows < 2 * side)
@@ -316,11 +316,11 @@ def _im2col_indices(side: int, k: int) -> np.ndarray:
 
 
 def _col2im_indices(side: int, k: int) -> np.ndarray:
-    """Returns, for each input pixel, the elements of im2col that contain it, int [4 * side * side, T].
+    """Return, for each input pixel, the elements of im2col that contain it, int [4 * side * side, T].
 
     T is the number of the most; the others are padded with the index of zeros.
     """
     windows = _im2col_indices(side, k).ravel()
     found = [np.flatnonzero(windows == pixel) for pixel in range((2 * side) ** 2)]
     most = max(map(len, found))
-    return np.array([np.pad(each, (0, most - len(each)), constant_values=len(windows)) for each in found])
+    return np.array([np.pad(indices, (0, most - len(indices)), constant_values=len(windows)) for indices in found])

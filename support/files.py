@@ -91,7 +91,7 @@ def output_name(path: str | Path) -> str:
 def unique_name(name: str, names: set[str]) -> str:
     """Return the name, numbered from _2 where `names` has it, and add it there; case is ignored."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
-    free = next(one for one in itertools.chain([name], numbered) if one.casefold() not in names)
+    free = next(option for option in itertools.chain([name], numbered) if option.casefold() not in names)
     names.add(free.casefold())
     return free
 

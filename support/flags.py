@@ -19,7 +19,7 @@ DETAIL_FLAGS = {"own_age", "own_gender"}  # flags of aging that --detail or --pa
 PASTE_FLAGS = {"face", "years", "film_size"}  # flags of aging that --paste uses
 AGING_FLAGS = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL_FLAGS, *PASTE_FLAGS}
 MAX_INTEGER = 10**9  # the largest whole number that a flag accepts
-OLD_PRESETS = {"2017": "default"}
+OLD_PRESETS = {"2017": "default", "paper": "section41"}  # earlier names, still accepted
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
 
 
@@ -331,8 +331,8 @@ def check_aging(flags: argparse.Namespace) -> None:
         (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"),
         (PASTE_FLAGS, flags.paste, "paste True"),
     ):
-        given = [name for name in sorted(names) if getattr(flags, name) is not None]
-        rules += [(not used, f"--{name} is for --{fix.split()[0]}: add --{fix}") for name in given]
+        used_flags = [name for name in sorted(names) if getattr(flags, name) is not None]
+        rules += [(not used, f"--{name} is for --{fix.split()[0]}: add --{fix}") for name in used_flags]
     other = flags.random or flags.blend or flags.photo
     rules += [
         (flags.paste and other, "--paste writes whole photos: omit --random, --blend and --photo"),

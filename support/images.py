@@ -300,4 +300,4 @@ def hash_files(paths: Sequence[str]) -> list[str]:
 
     parts = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
     with ThreadPoolExecutor() as readers:
-        return [each for part in readers.map(lambda part: list(map(digest, part)), parts) for each in part]
+        return [value for values in readers.map(lambda part: list(map(digest, part)), parts) for value in values]

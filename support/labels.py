@@ -115,9 +115,9 @@ def gender_numbers(genders: int | str | Sequence[int | str] | np.ndarray) -> lis
 
     Raises InputError for any other value.
     """
-    given = np.ravel(np.asarray(genders, object)).tolist()
-    numbers = [GENDER_SPELLINGS.get(gender.strip().lower()) if isinstance(gender, str) else gender for gender in given]
-    for gender, number in zip(given, numbers, strict=True):
+    values = np.ravel(np.asarray(genders, object)).tolist()
+    numbers = [GENDER_SPELLINGS.get(gender.strip().lower()) if isinstance(gender, str) else gender for gender in values]
+    for gender, number in zip(values, numbers, strict=True):
         if number not in GENDER_NAMES:
             raise InputError(f"{gender!r} is not a gender: give {MALE} or 'male', {FEMALE} or 'female'")
     return [int(number) for number in numbers]

@@ -69,7 +69,7 @@ def label_classifier(hyperparameters):
     for i, length in enumerate(C_Z_LENGTHS):
         x = layers.ReLU()(fc(x, length, f"C_z_fc{i}"))
     logits = fc(x, hyperparameters.num_categories, "C_z_age"), fc(x, 2, "C_z_gender")
-    return keras.Model(z, [layers.Activation("linear", dtype="float32")(one) for one in logits], name="C_z")
+    return keras.Model(z, [layers.Activation("linear", dtype="float32")(output) for output in logits], name="C_z")
 
 
 def label_losses(step: Step) -> dict:
@@ -82,7 +82,7 @@ def label_losses(step: Step) -> dict:
 
     logits = step.networks["C_z"](step.out["z"], training=True)
     return {
-        "E_label_loss": -sum(tf.reduce_mean(tf.nn.log_softmax(one)) for one in logits),
+        "E_label_loss": -sum(tf.reduce_mean(tf.nn.log_softmax(output)) for output in logits),
         "C_z_loss": label_cross_entropy(logits, (step.ages, step.genders)),
     }
 
@@ -96,7 +96,8 @@ def label_cross_entropy(logits, labels):
 
     # labels are in {-1, +1}, probabilities in {0, 1}; an unknown gender (0, 0) is 0.5 each
     errors = [
-        tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, one) for label, one in zip(labels, logits, strict=True)
+        tf.nn.softmax_cross_entropy_with_logits((label + 1) / 2, output)
+        for label, output in zip(labels, logits, strict=True)
     ]
     return sum(map(tf.reduce_mean, errors))
 
@@ -137,7 +138,7 @@ def image_classifier(hyperparameters):
     initializer = keras.initializers.RandomNormal(stddev=OUTPUT_STDDEV)
     ages = layers.Dense(hyperparameters.num_categories, kernel_initializer=initializer, name="C_img_age")(x)
     genders = layers.Dense(2, kernel_initializer=initializer.clone(), name="C_img_gender")(x)
-    logits = [layers.Activation("linear", dtype="float32")(one) for one in (ages, genders)]
+    logits = [layers.Activation("linear", dtype="float32")(output) for output in (ages, genders)]
     return keras.Model([luma, factors], logits, name="C_img")
 
 
@@ -257,7 +258,7 @@ UNNAMED_COUNTS = 3, 5  # weights without names in an older config.json or on the
 PRESETS = {
     "released": {"G_img": 1e-4, "E_z": 0.0, "tv": 0.0},  # of the reference program's released code
     "default": {"G_img": 1e-4, "E_z": 1e-4, "tv": 1e-4},
-    "paper": {"G_img": 0.01, "E_z": 0.01, "tv": 0.1},  # section 4.1: 100 : 1 : 1 : 10, divided by 100
+    "section41": {"G_img": 0.01, "E_z": 0.01, "tv": 0.1},  # of the paper: 100 : 1 : 1 : 10, divided by 100
     "aging": {"G_img": 3e-4, "E_z": 1e-4, "tv": 1e-4, "label": 2e-2, "feature": 0.3},  # docs/experiments.md
 }
 

@@ -130,8 +130,8 @@ def feathered(edit: np.ndarray, frame: np.ndarray, others: Sequence[np.ndarray] 
     weight = np.outer(border, border)
     square = np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
     for other in others:
-        theirs = (map_points(frame, square) - other[:, 2]) @ np.linalg.inv(other[:, :2]).T
-        farther = np.linalg.norm(square - 0.5, axis=1) - np.linalg.norm(theirs - 0.5, axis=1)
+        in_other = (map_points(frame, square) - other[:, 2]) @ np.linalg.inv(other[:, :2]).T
+        farther = np.linalg.norm(square - 0.5, axis=1) - np.linalg.norm(in_other - 0.5, axis=1)
         weight /= 1 + np.exp(np.clip(farther / SOFTNESS, -50, 50)).reshape(weight.shape)
     return edit * weight[..., np.newaxis].astype(np.float32)
 
@@ -194,10 +194,11 @@ class Photo(NamedTuple):
         """
         count, z = len(ages), encode(self.faces)
         all_ages, all_genders = [*own[0], *np.ravel(ages)], [*own[1], *list(genders) * count]
-        made = self.in_own_colours(generate(np.tile(z, (count + 1, 1)), all_ages, all_genders))
-        made = made.reshape(count + 1, len(z), *made.shape[1:])
+        generated = self.in_own_colours(generate(np.tile(z, (count + 1, 1)), all_ages, all_genders))
+        generated = generated.reshape(count + 1, len(z), *generated.shape[1:])
         faces = self.in_own_colours(self.faces)
-        return [edits(faces, made[0], one, own[0], row, detail) for one, row in zip(made[1:], ages, strict=True)]
+        own_faces, *aged = generated
+        return [edits(faces, own_faces, new, own[0], row, detail) for new, row in zip(aged, ages, strict=True)]
 
 
 def _strips(frame: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
@@ -230,8 +231,8 @@ def read_photo(source, size_image: int, channels: int, align: bool = False, numb
     else:
         found = report_faces(find_faces(reduced), name)
         scale = round(image.width / reduced.width)  # `read_image` reduces large photos by whole numbers
-        frames = [scale * one.frame for one in found]
-        faces = [fit_image(Image.fromarray(one.image), size_image, channels) for one in found]
+        frames = [scale * face.frame for face in found]
+        faces = [fit_image(Image.fromarray(face.image), size_image, channels) for face in found]
     if not frames:
         raise InputError(f"no face found in {name}")
     if wrong := [number for number in numbers if not 1 <= number <= len(frames)]:
@@ -308,7 +309,7 @@ def own_labels(
         if len(values) not in (0, 1, count):
             raise InputError(f"--{flag} has {len(values)} values for {count} faces: give one, or one for each face")
         columns.append(list(values) * (count // len(values)) if len(values) else [None] * count)
-    labels = [label or given for label, given in zip(known, zip(*columns, strict=True), strict=True)]
+    labels = [label or flags for label, flags in zip(known, zip(*columns, strict=True), strict=True)]
     estimated = [None in label for label in labels]
     if any(estimated):
         for i, (age, female) in enumerate(zip(*recognition.ages_and_genders(faces), strict=True)):

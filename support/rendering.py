@@ -124,7 +124,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Renderer:
-    """Writes sheets, images, films and photos of faces at other ages into a folder."""
+    """Write sheets, images, films and photos of faces at other ages into a folder."""
 
     folder: Path
     bins: AgeBins
@@ -138,8 +138,8 @@ class Renderer:
         """Draw faces at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
         count, faces = 0, iter(faces)
         # a face at a time where each has images of its own, so that the progress bar moves
-        while some := list(itertools.islice(faces, 1 if ages or animate else GRID_COLUMNS)):
-            row = self._row(some)
+        while chunk := list(itertools.islice(faces, 1 if ages or animate else GRID_COLUMNS)):
+            row = self._row(chunk)
             for gender in genders:
                 if ages:
                     self._draw_ages(row, ages, gender)
@@ -147,7 +147,7 @@ class Renderer:
                     self._draw_film(row, gender, animate)
                 if not ages and not animate:
                     self._draw_sheet(count, row, gender)
-            count += len(some)
+            count += len(chunk)
         if not ages and not animate:
             remove_further(self.folder, "test", genders, count)
         return count
@@ -156,9 +156,9 @@ class Renderer:
         """Draw z [N, Z] at every age, ten a sheet."""
         for first in progress(range(0, len(z), GRID_COLUMNS), "Rendering", unit="sheet"):
             for gender in genders:
-                some = z[first : first + GRID_COLUMNS]
-                aged = self._age(Row([], some, None, [], []), self.bins.centres, gender)
-                self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(some))
+                chunk = z[first : first + GRID_COLUMNS]
+                aged = self._age(Row([], chunk, None, [], []), self.bins.centres, gender)
+                self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(chunk))
         remove_further(self.folder, "random", genders, len(z))
 
     def _row(self, faces: list[InputFace]) -> Row:
@@ -235,8 +235,8 @@ class Renderer:
                     save_photos(paths, photo, photo.aged(list(rows.values()), *labels))
                 if film:
                     older = np.repeat(self._film_ages()[:, np.newaxis], len(to), axis=1)
-                    made = film.aged(older, *labels)
-                    frames = [np.asarray(film.edited(face_edits)) for face_edits in made]
+                    film_edits = film.aged(older, *labels)
+                    frames = [np.asarray(film.edited(face_edits)) for face_edits in film_edits]
                     path = self.folder / f"{name}{suffix}.{animate}"
                     save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=GIF_BYTES)
         return count
@@ -250,12 +250,12 @@ class Renderer:
         of the other.
         """
         row = self._row(faces)
-        crops, count, made = self._crops(row, self._side(row)), len(blended[0]), []
-        for age, one in zip(ages, blended, strict=True):
-            for share, image in zip(np.linspace(0, 1, count), one, strict=True):
+        crops, count, images = self._crops(row, self._side(row)), len(blended[0]), []
+        for age, steps in zip(ages, blended, strict=True):
+            for share, image in zip(np.linspace(0, 1, count), steps, strict=True):
                 first, second = self._with_detail(row, crops, image[np.newaxis], age)
-                made.append(np.rint((1 - share) * first + share * second).astype(np.uint8))
-        return np.stack(crops), np.reshape(made, (2, count, *crops[0].shape))
+                images.append(np.rint((1 - share) * first + share * second).astype(np.uint8))
+        return np.stack(crops), np.reshape(images, (2, count, *crops[0].shape))
 
     def _draw_sheet(self, first: int, row: Row, gender: int) -> None:
         """Draw faces: their photos if these are shown, the input, the faces as labelled, and at every age."""

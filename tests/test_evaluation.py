@@ -33,7 +33,7 @@ def dlib(monkeypatch):
 
 
 def test_aging_metrics():
-    each = {
+    per_face = {
         "years": np.array([8, 44]),
         "estimated_age": np.array([[5.0, 20.0, 60.0], [9.0, 8.0, 50.0]]),
         "gender_accuracy": np.array([[[1, 1, 1], [0, 1, 1]], [[np.nan] * 3] * 2]),  # the second's gender is unknown
@@ -42,7 +42,7 @@ def test_aging_metrics():
         "sharpness": np.array([[2.0, 0], [6.0, 0]]),
         "aged_sharpness": np.array([[2.0, 1.0, 4.0], [0.0, 1.0, 4.0]]),
     }
-    metrics = evaluation.aging(each, BINS)
+    metrics = evaluation.aging(per_face, BINS)
     overall = metrics["overall"]
     assert overall == {
         "youngest": 7,
@@ -83,11 +83,11 @@ def test_identity_metrics_and_the_false_accept_rate_of_the_same_gender_and_bin(m
     impostors = evaluation.impostor_distances(values.reshape(-1, 1, 1, 1), faces, BINS)
     assert {i: distances.tolist() for i, distances in impostors.items()} == {0: [0.5], 1: [1.0]}
 
-    each = {
+    per_face = {
         "reconstruction": np.array([0.4, 0.9, 0.1]),
         "aged": np.array([[0.4, 0.55, 0.7], [0.5, 0.5, 1.5], [0.1, 0.1, 0.1]]),
     }
-    metrics = evaluation.identity(each, np.array([0, 1, 2]), impostors, BINS)
+    metrics = evaluation.identity(per_face, np.array([0, 1, 2]), impostors, BINS)
     names = (
         *("faces", "reconstruction_verification", "aged_verification", "pairs", "false_accept_rate"),
         *("far1_threshold", "reconstruction_verification_far1", "aged_verification_far1"),
@@ -188,7 +188,7 @@ def test_reconstruction_metrics(run, faces):
     z = run.encode(images)
     x, made = normalize(images).numpy(), run.G([z, ages, genders], training=False).numpy()
     assert metrics["overall"]["L1"] == pytest.approx(np.abs(x - made).mean(), abs=2e-5)
-    assert metrics["units"] == METRICS and {*metrics["overall"]} - {"label_movement_by_bin"} < set(METRICS)
+    assert metrics["descriptions"] == METRICS and {*metrics["overall"]} - {"label_movement_by_bin"} < set(METRICS)
     young, old = (
         run.G([z, run.bins.one_hot([age]).repeat(len(z), axis=0), genders], training=False).numpy() for age in (3, 8)
     )

@@ -220,6 +220,7 @@ def test_loss_weights_are_parsed_as_preset_names_or_list():
 
     assert parse() == parse("--loss_weights=2017") == PRESETS["default"]
     assert parse("--loss_weights=released") == PRESETS["released"]
+    assert parse("--loss_weights=paper") == parse("--loss_weights=section41") == PRESETS["section41"]
     assert parse("--loss_weights=0.1,0.2,0.3") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3}
     assert parse("--loss_weights=0.1,0.2,0.3,0,0.5") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3, "feature": 0.5}
     assert parse("--loss_weights=feature=0.1, G_img=2e-4") == {"G_img": 2e-4, "E_z": 1e-4, "tv": 1e-4, "feature": 0.1}

@@ -18,7 +18,7 @@ from support.files import atomic_write
 from support.images import hash_files
 
 PRETRAINED = Path(__file__).parent
-# folders by name; "paper" has the weights of that recipe, with balanced age bins
+# folders by name: "aging" was trained with the recipe aging, "paper" with the recipe paper and --balance True
 INCLUDED_MODELS = {"aging": PRETRAINED / "aging", "paper": PRETRAINED / "paper"}
 DEFAULT_MODEL = "aging"
 OLD_MODEL_NAMES = {"2017": "paper"}
@@ -76,7 +76,7 @@ def is_included(folder: str | Path) -> bool:
 
 def included_name(folder: Path) -> str | None:
     """Return the name of the included model in a folder, or None."""
-    return next((name for name, each in INCLUDED_MODELS.items() if each == folder), None)
+    return next((name for name, path in INCLUDED_MODELS.items() if path == folder), None)
 
 
 def is_trained_on(name: str, paths: Sequence[str]) -> np.ndarray:
