@@ -230,6 +230,17 @@ def test_train_model_and_package_model(workplace, monkeypatch):
     assert len(named) == 20 and {gender for _, _, gender in named} == {0, 1}
 
 
+def test_card_of_the_included_model_has_the_sentences_of_package_model():
+    folder = INCLUDED_MODELS["aging"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for sentence in (
+        package_model.training_summary(read_config(folder)),
+        package_model.AGING_TITLE,
+        package_model.IDENTITY_TITLE,
+    ):
+        assert sentence in card
+
+
 def test_compare_runs_prints_a_row_per_run(run, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recognition, "dlib_models", lambda: None)
     monkeypatch.setattr(recognition, "embeddings", lambda images: images.reshape(len(images), -1)[:, :128] / 255.0)

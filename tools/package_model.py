@@ -4,11 +4,11 @@
 - card: the numbers in support/pretrained/aging/README.md, measured on the held-out faces of the run's data set;
 - faces: demo/faces, twenty random faces, two of each age bin, one male and one female, not selected. Named as in MORPH:
   03_1F13.png is the third, female, 13 years old. Replaces earlier ones;
-- pictures: demo/ages.png (a face at every age bin, large), demo/sample.png (all and their reconstructions) and
+- figures: demo/ages.png (a face at every age bin, large), demo/sample.png (all and their reconstructions) and
   demo/test.png (ten of them at every age bin);
 - training: demo/loss_epoch.png (the run's losses) and demo/demo_train.gif (the run's random faces, epoch by epoch).
 
-Steps card, faces and pictures use the packaged model.
+Steps card, faces and figures use the packaged model.
 """
 
 import tempfile
@@ -48,9 +48,11 @@ AGING_COLUMNS = {"estimated_age": 1, "age_mae": 1, "gender_accuracy": 2, "aged_s
 AGING_COLUMNS |= {"real_faces": 0, "real_age": 1, "real_estimated_age": 1}
 IDENTITY_COLUMNS = {"faces": 0, "reconstruction_verification": 2, "aged_verification": 2, "false_accept_rate": 2}
 IDENTITY_COLUMNS |= {"reconstruction_verification_far1": 2, "aged_verification_far1": 2}
+AGING_TITLE = "Age and gender of generated and of real faces, estimated by the age network:"
+IDENTITY_TITLE = "Identity, measured by dlib's face embedding:"
 BEGIN, END = "<!-- numbers, written by tools.package_model -->", "<!-- end of numbers -->"
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
-WIDTH = 1600  # pixels of the large pictures
+WIDTH = 1600  # pixels of the large figures
 LARGE_FACE, LARGE = 4, 256  # the number of the face in demo/ages.png, and its side in pixels
 
 
@@ -107,8 +109,8 @@ def write_card(source: Path) -> None:
     count = metrics["overall"]["faces"]
     parts = [
         BEGIN,
-        f"{training_summary(read_config(folder))} Measured on the {count} held-out faces of the data set; small groups "
-        "have a large uncertainty.",
+        f"{training_summary(read_config(folder))} Measured on the {count} faces held out of training; the results of "
+        "small groups are uncertain.",
         table(
             "weights",
             {"8 bits, as included": metrics["overall"], **packing_costs(source, held_out)},
@@ -119,12 +121,12 @@ def write_card(source: Path) -> None:
         "By race, as labelled in the data set:",
         table("race", by_race(model, held_out), RECONSTRUCTION_COLUMNS),
         meanings(RECONSTRUCTION_COLUMNS),
-        "Ages and genders estimated by the age network, of generated and of real faces:",
+        AGING_TITLE,
         table("requested age", metrics["aging"]["by_bin"], AGING_COLUMNS),
         meanings(AGING_COLUMNS),
     ]
     if identity := metrics.get("identity"):
-        parts.append("Identity, by the face embedding of dlib:")
+        parts.append(IDENTITY_TITLE)
         parts.append(table("age", {**identity["by_bin"], "all": identity["overall"]}, IDENTITY_COLUMNS))
         parts.append(meanings(IDENTITY_COLUMNS))
     card = folder / "README.md"
@@ -148,9 +150,9 @@ def training_summary(config: dict) -> str:
     values = {flag: training[flag] for flag in TRAINING_FLAGS if training.get(flag) and flag != "dataset"}
     flags = " ".join(f"--{flag} {as_flag(value)}" for flag, value in values.items())
     summary = (
-        f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model['size_batch']} faces) of "
-        f"{training['dataset']} with `{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder and "
-        f"{model['num_gen_channels']} generator channels, {model['num_z_channels']} channels of z."
+        f"Trained for {training['epochs']:g} epochs ({training['steps']:,} steps of {model['size_batch']} faces) on "
+        f"{training['dataset']} with `{flags}`, seed {model['seed']}, {model['num_encoder_channels']} encoder, "
+        f"{model['num_gen_channels']} generator and {model['num_z_channels']} z channels."
     )
     if (averaged := training["averaged_epochs"]) > 1:
         summary += f" The weights are the mean of those after each of the last {averaged} epochs."
@@ -192,7 +194,7 @@ def resized(image: np.ndarray, width: int, height: int | None = None) -> np.ndar
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def draw_pictures() -> None:
+def draw_figures() -> None:
     model = FaceAging.load()
     paths = [FACES / name for name in image_names(FACES)]
     _, ages, genders = zip(*(parse_name(path.name) for path in paths), strict=True)
@@ -234,7 +236,7 @@ STEPS = {
     "model": lambda source: pack(source, faces=faces_of(source)[0]),
     "card": write_card,
     "faces": lambda source: make_faces(),
-    "pictures": lambda source: draw_pictures(),
+    "figures": lambda source: draw_figures(),
     "training": draw_training,
 }
 
