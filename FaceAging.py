@@ -166,7 +166,9 @@ class FaceAging(Hyperparameters):
         if is_included(self.save_dir):
             raise InputError(f"{self.save_dir} is the folder of an included model, which is read-only: use another one")
         if self.num_categories != len(self.bins):
-            raise InputError(f"num_categories is {self.num_categories}, but the age bounds make {len(self.bins)} bins")
+            raise InputError(
+                f"num_categories is {self.num_categories}, not the number of age bins: use {len(self.bins)}"
+            )
         self.num_layers = count_layers(self.size_image, self.size_kernel, self.num_gen_channels)
         self.devices = Devices(self.strategy)
 

@@ -1,4 +1,4 @@
-"""Train the face-aging networks, or show faces at every age: see `python main.py --help`."""
+"""Train the face-aging networks, age faces, or evaluate a model: see `python main.py --help`."""
 
 import argparse
 import os
@@ -134,7 +134,7 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
     if flags.evaluate:
         folder = Path(flags.evaluate)
         if not folder.is_dir():
-            raise InputError(f"--evaluate: {printable(flags.evaluate)} is not a folder")
+            raise InputError(f"--evaluate: {printable(flags.evaluate)} is not a folder: give one of labelled faces")
         faces = list_faces(folder, flags.unknown_gender).faces
     # the recorded unknown_gender applies to the training faces only
     model, source = load(flags, explicit - {"unknown_gender"})

@@ -36,7 +36,9 @@ OUTCOMES_FILE = ".outcomes"  # of the photos of an alignment that is not complet
 ALIGNED_SUFFIX = "_aligned"  # appended by --align True to the name of a data set of photos
 WORKING_SIDE = 2000  # pixels of the longer side at which photos are searched, which bounds time and memory
 SMALLEST_FACE = 24
-PROPOSALS = 300  # at most, of one size and of all: gravel gives thousands, which the second network would all see
+PROPOSALS = (
+    300  # at most, of one size and of all: gravel gives thousands, all of which the second network would evaluate
+)
 ROTATIONS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 ONET_SIDE = 48  # pixels a side of the input of the last network
 CPU = "CPU:0"  # such small networks are slower on a GPU
@@ -268,7 +270,7 @@ def photos_name(aligned: str) -> str:
     Raises InputError if the name is not that of such a set.
     """
     if not aligned.endswith(ALIGNED_SUFFIX):
-        raise InputError(f"the run was made with {aligned} without alignment: leave out --align")
+        raise InputError(f"the run was made with {aligned} without alignment: omit --align")
     return aligned.removesuffix(ALIGNED_SUFFIX)
 
 

@@ -91,7 +91,9 @@ class Checkpoints:
             except InputError:
                 raise
             except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-                raise InputError(f"{prefix} does not match config.json: {reason(error)}") from error
+                raise InputError(
+                    f"{prefix} does not match config.json, {reason(error)}: restore one, or use another --savedir"
+                ) from error
             except DAMAGE_ERRORS as error:
                 self.damaged.add(prefix)
                 print(f"{prefix} is damaged: {reason(error)}", file=sys.stderr, flush=True)
@@ -128,7 +130,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def readable(prefix: str) -> Iterator[str]:
-    """Yield a path of the checkpoint that TensorFlow can read: in a path with [ it looks for a pattern's matches."""
+    """Yield a path of the checkpoint that TensorFlow can read: it interprets [ in a path as a pattern."""
     if "[" not in prefix or os.name == "nt":
         yield prefix
         return
@@ -273,7 +275,9 @@ def read_reference_config(save_dir: str | Path) -> dict:
             "num_gen_channels": shapes["G_deconv0/w"][3],
         }
     except KeyError as error:
-        raise InputError(f"{found[0]} is not a checkpoint of this program: it has no {error}") from error
+        raise InputError(
+            f"{found[0]} is not a checkpoint of this program, it has no {error}: use another --savedir"
+        ) from error
     except DAMAGE_ERRORS as error:
-        raise InputError(f"{found[0]} is damaged: {reason(error)}") from error
+        raise InputError(f"{found[0]} is damaged, {reason(error)}: restore it, or use another --savedir") from error
     return {"model": model, "training": {}, "versions": {}}

@@ -30,7 +30,7 @@ CHOICES = {
     "schedule": tuple(SCHEDULES),
     "precision": PRECISIONS,
 }  # of flags of these names
-# --recipe: the training flags that each sets; flags given themselves take precedence
+# --recipe: the training flags that each sets; explicit flags take precedence
 ADAM = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "schedule": "constant"}
 MUON = {"optimizer": "muon", "learning_rate": 6e-4, "schedule": "cosine"}
 AGING = {"num_z_channels": 200, "balance": True, "flip": True}
@@ -67,7 +67,7 @@ TRAINING_FLAGS = (
 
 @dataclasses.dataclass(eq=False)
 class Hyperparameters:
-    """What config.json records of a model. The defaults are the reference program's."""
+    """The hyperparameters of a model, as config.json records them; the defaults are the reference program's."""
 
     size_image: int = 128  # pixels a side, a power of two
     size_kernel: int = 5  # width of the convolutions in pixels

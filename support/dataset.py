@@ -137,7 +137,7 @@ def unpack(archive: Path, folder: Path) -> None:
         *(OSError, EOFError, ValueError, OverflowError, RuntimeError),
         *(zlib.error, tarfile.TarError, zipfile.BadZipFile),
     ) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}") from error
+        raise InputError(f"{archive} cannot be unpacked: {error}; download it again, or unpack it yourself") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -236,7 +236,9 @@ def check_bad(bad: dict[str, str], total: int) -> None:
     """Raise TooManyBad, with the first names, if more than one in ten of `total` images are bad (reason by path)."""
     if len(bad) > total * MAX_BAD_SHARE:
         first = "; ".join(f"{printable(name)}: {reason}" for name, reason in list(bad.items())[:NAMES_SHOWN])
-        raise TooManyBad(f"{len(bad):,} of {total:,} images cannot be read, more than one in ten: {first}")
+        raise TooManyBad(
+            f"{len(bad):,} of {total:,} images cannot be read, more than one in ten: {first}; replace or remove them"
+        )
 
 
 def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:

@@ -40,7 +40,7 @@ class Conv2D(layers.Conv2D):
 class Conv2DTranspose(layers.Conv2DTranspose):
     """Keras' transposed convolution, in which small feature maps are matrix products, and bias and ReLU one pass.
 
-    For padding "same" and a bias, which ops.deconv2d asks for; dilation and output padding are not looked at.
+    For padding "same" and a bias, which ops.deconv2d asks for; dilation and output padding are ignored.
     """
 
     def call(self, inputs):
@@ -59,7 +59,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
 class BatchNormalization(layers.BatchNormalization):
     """Keras' batch normalisation without a scale, which normalises feature maps by one fused operation in training.
 
-    Masks are not looked at.
+    Masks are ignored.
     """
 
     def call(self, inputs, training=None, mask=None):

@@ -84,7 +84,7 @@ def shortened(name: str, most: int = NAME_BYTES) -> str:
 
 
 def output_name(path: str | Path) -> str:
-    """Return the beginning of the names of the images made of a photo: its own name, shortened if too long."""
+    """Return the prefix of the output files of a photo: its own name, shortened if too long."""
     return shortened(Path(path).stem)
 
 
@@ -103,7 +103,7 @@ def write_json(path: str | Path, content: dict) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's entries to the disk, where the file system can: its files have been synchronised before."""
+    """Synchronise a folder's entries to the disk, if the file system supports it."""
     if os.name != "posix":  # Windows cannot open a folder
         return
     try:

@@ -309,7 +309,7 @@ def _add_network(flag) -> None:
 
 
 def parse_flags(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
-    """Return the flags, and the names of those given explicitly, a recipe's parts among them if it was given."""
+    """Return the flags, and the names of the explicit ones, which include those that an explicit --recipe sets."""
     parser = make_parser()
     flags = parser.parse_args(argv)
     # argparse applies no default to an attribute that exists: with None everywhere, only given flags differ
@@ -326,7 +326,9 @@ def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for flags of aging that exclude each other, before TensorFlow is loaded."""
     faces = "testdir", "blend", "age", "animate", "align", "photo", "detail"
     rules = [(flags.testdir and flags.blend, "--testdir and --blend exclude each other: use one of them")]
-    rules += [(flags.random and getattr(flags, name), f"--random and --{name} exclude each other") for name in faces]
+    rules += [
+        (flags.random and getattr(flags, name), f"--random and --{name} exclude each other: omit one") for name in faces
+    ]
     for names, used, fix in (
         (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"),
         (PASTE_FLAGS, flags.paste, "paste True"),
@@ -339,7 +341,10 @@ def check_aging(flags: argparse.Namespace) -> None:
         (flags.photo and (flags.blend or not flags.align), "--photo needs --align True and excludes --blend"),
         (flags.blend and flags.animate, "--blend writes one image: omit --animate"),
     ]
-    rules += [(not path.is_file(), f"--blend: {printable(str(path))} is not a file") for path in flags.blend or ()]
+    rules += [
+        (not path.is_file(), f"--blend: {printable(str(path))} is not a file: give two images")
+        for path in flags.blend or ()
+    ]
     for broken, message in rules:
         if broken:
             raise InputError(message)

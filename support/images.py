@@ -196,11 +196,11 @@ def from_srgb(image: Image.Image, content: bytes | None, mode: str) -> Image.Ima
 
 
 class NothingRead(InputError):
-    """None of some faces can be read."""
+    """None of the faces can be read."""
 
     def __init__(self, faces: Sequence):
         such = f", such as {printable(faces[0].path)}" if faces else ""
-        super().__init__(f"none of {len(faces)} faces can be read{such}")
+        super().__init__(f"none of {len(faces)} faces can be read{such}: restore the files, or use others")
 
 
 def read_images(

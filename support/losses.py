@@ -24,7 +24,7 @@ SHIFT, BRIGHTNESS, CONTRAST, NOISE = 1 / 16, 0.2, 0.25, 0.1
 
 
 class Step(NamedTuple):
-    """What a loss beyond the paper is computed from, at one training step on a batch of N faces."""
+    """The input of a loss beyond the paper, at one training step on a batch of N faces."""
 
     networks: Mapping  # keras.Model by name
     images: object  # float32 [N, S, S, C] in [-1, 1]

@@ -1,7 +1,7 @@
 """Aging at a photo's own resolution: detail transfer, and faces pasted back into their photo.
 
-The generator gives the change from one age to another, the photo everything else. The change is computed at the
-network's resolution as an edit, a scale and an offset for each pixel, and enlarged to the pixels of the photo.
+Only the change from the own age to another one is generated. It is an edit, a scale and an offset for each pixel,
+computed at the resolution of the networks, enlarged to that of the photo and applied to its pixels.
 """
 
 import functools
@@ -23,7 +23,8 @@ from support.images import fit_image, from_srgb, read_full, read_image, to_image
 from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, TABLE, UNKNOWN, Label, parse_name, read_table
 from support.terminal import progress
 
-# docs/experiments.md has what was measured. Lengths are fractions of the face's side, changes those of [-1, 1].
+# Chosen by the measurements in docs/experiments.md. Lengths are relative to the face's side, changes are of pixels in
+# [-1, 1].
 BLUR = 3 / 128  # standard deviation of the filter that averages the change
 COARSE = 4 / 128  # standard deviation of the filter that divides detail into coarse and fine
 FADE_COARSE, FADE_FINE = 0.08, 0.3  # change at which detail has faded to 1 / e
@@ -50,9 +51,9 @@ FORMATS = {
 
 
 def edits(faces, own, aged, own_ages: Sequence[float], ages: Sequence[float], detail: float) -> np.ndarray:
-    """Return edits, float32 [N, S, S, 1 + C], that take faces to another age and keep their detail.
+    """Return edits, float32 [N, S, S, 1 + C], that age faces and keep their detail.
 
-    faces: what the encoder sees; own, aged: the generated faces at their own age and at another, uint8 [N, S, S, C]
+    faces: the encoder's input; own, aged: the generated faces at their own age and at another, uint8 [N, S, S, C]
     each; own_ages, ages: in years, [N] or one; detail: D from 0 (the generated face) to 1. An edit takes a pixel x in
     [0, 255] to x + edit[0] * x + edit[1:], which is
 
@@ -144,11 +145,11 @@ class Photo(NamedTuple):
     format: str | None  # Pillow's name of the format of its file
     frames: list[np.ndarray]  # of each face from left to right, the map [2, 3] from its unit square to pixels
     chosen: list[int]  # which F of them are aged
-    faces: np.ndarray  # what the encoder sees of those, uint8 [F, S, S, C] in sRGB
+    faces: np.ndarray  # the encoder's input for those, uint8 [F, S, S, C] in sRGB
     label: tuple[int, ...]  # the (age, gender) of the file's name if the photo shows one face, else ()
 
     def own_labels(self, own_ages: Sequence[float], own_genders: Sequence[int]) -> tuple[list[float], list[int]]:
-        """Return the own ages and genders of the chosen faces: see the function."""
+        """Return the own ages and genders of the chosen faces: see the function `own_labels`."""
         names = [self.name if len(self.frames) == 1 else f"{self.name}, face {i + 1}" for i in self.chosen]
         return own_labels(self.faces, [self.label] * len(names), own_ages, own_genders, names)[:2]
 
@@ -187,7 +188,7 @@ class Photo(NamedTuple):
         encode: Callable,
         generate: Callable,
     ) -> list[np.ndarray]:
-        """Return the edits, [F, S, S, 1 + C], that take the chosen faces to each of K ages.
+        """Return the edits of the F chosen faces for each of K ages: a list of K float32 [F, S, S, 1 + C].
 
         ages: float [K, F] in years; own: their own ages and genders; genders: [F]; encode, generate: those of
         FaceAging.
@@ -215,8 +216,8 @@ def read_photo(source, size_image: int, channels: int, align: bool = False, numb
     """Read a photo, a path, an image or an array, uint8 [H, W, 1 or 3], and find its faces.
 
     Without align a photo that is as a whole an aligned face is that one face; in any other faces are found. numbers:
-    of the faces to age, from left to right, 1 the first; () for all. Raises InputError where it cannot be read, or
-    shows no face or none of a number.
+    of the faces to age, from left to right, 1 the first; () for all. Raises InputError if the photo cannot be read,
+    shows no face, or has no face of one of these numbers.
     """
     if isinstance(source, str | Path):
         name, reduced, (image, file_format) = printable(str(source)), read_image(source), read_full(source)
@@ -234,7 +235,7 @@ def read_photo(source, size_image: int, channels: int, align: bool = False, numb
         frames = [scale * face.frame for face in found]
         faces = [fit_image(Image.fromarray(face.image), size_image, channels) for face in found]
     if not frames:
-        raise InputError(f"no face found in {name}")
+        raise InputError(f"no face found in {name}: use a larger or sharper photo of the face")
     if wrong := [number for number in numbers if not 1 <= number <= len(frames)]:
         raise InputError(f"no face {wrong[0]} in {name}, which shows {len(frames)}: give --face 1 to {len(frames)}")
     label = own_label(source) if isinstance(source, str | Path) and len(frames) == 1 else ()
@@ -257,9 +258,9 @@ def _table_labels(folder: Path) -> dict[str, Label]:
 def read_photos(
     paths: Sequence[str | Path], size_image: int, channels: int, align: bool, numbers: Sequence[int]
 ) -> Iterator[tuple[str, Path, Photo]]:
-    """Yield (the name of what is made of it, path, photo) of each photo: see `read_photo`.
+    """Yield (prefix of the output files, path, photo) for each photo: see `read_photo`.
 
-    What cannot be read, or shows no face, is named and left out. Raises InputError where that is everything.
+    Photos that cannot be read, or show no face, are reported and skipped. Raises InputError if none is left.
     """
     names = set()
     for path in progress(paths, "Aging", unit="photo"):
@@ -272,11 +273,11 @@ def read_photos(
             continue
         yield unique_name(output_name(path), names), Path(path), photo
     if not names:
-        raise InputError(f"no face to age in any of {len(paths):,} images")
+        raise InputError(f"no face to age in any of {len(paths):,} images: give --testdir photos of faces")
 
 
 def relative_ages(own: Sequence[float], years: float, name: str) -> list[float]:
-    """Return ages relative to people's own, within 0 and OLDEST; a limited one is printed."""
+    """Return ages in years relative to people's own, clipped to 0 and OLDEST; clipping is printed."""
     ages = [min(max(age + years, 0), OLDEST) for age in own]
     if limited := [i for i, age in enumerate(own, 1) if not 0 <= age + years <= OLDEST]:
         tqdm.write(f"{name}: {years:+g} years is outside 0-{OLDEST} for face {', '.join(map(str, limited))}: limited")

@@ -43,21 +43,21 @@ OVERVIEW_SIDE = 640  # pixels
 class InputFace(NamedTuple):
     """A face to age."""
 
-    name: str  # what its images are called
+    name: str  # prefix of its output files
     image: np.ndarray  # uint8 [S, S, C]
     crop: np.ndarray  # the face at its own resolution, uint8 [s, s, 3]
-    label: tuple[int, ...]  # the (age, gender) of its file's name, or () where it has none
-    photo: Image.Image | None  # the photo, square, with a frame where the face was found, if it is to be shown
+    label: tuple[int, ...]  # (age, gender) from labels.csv or the file name, or () if unknown
+    photo: Image.Image | None  # the photo, padded to a square, with a frame around the face, if it is to be shown
 
 
 def read_input_faces(
     paths: Sequence[str | Path], size_image: int, channels: int, align: bool, photo: bool = False
 ) -> Iterator[InputFace]:
-    """Yield the faces of photos, each read when its turn comes: with align every face of a photo, else its middle.
+    """Yield the faces of images lazily: with align every face detected in a photo, else the central square.
 
-    A photo that cannot be read, or shows no face, is named and left out; with align, the number of faces is printed
-    where it is not one, and what was rejected. At the end, images unlike the training faces are named on stderr.
-    Raises InputError where there is no face at all.
+    Images that cannot be read, or show no face, are reported and skipped; with align, rejected detections are printed,
+    and the number of faces if a photo shows several. Without align, images that do not look aligned are reported on
+    stderr at the end. Raises InputError if no face is left.
     """
     names, doubtful = set(), []
     for path in progress(paths, "Aging", unit="image"):
@@ -82,7 +82,7 @@ def read_input_faces(
             yield InputFace(unique_name(output_name(path), names), fitted, crop, own_label(path), shown)
     if not names:
         where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
-        raise InputError(f"no face to age in {where}")
+        raise InputError(f"no face to age in {where}: give --testdir photos of faces")
     if doubtful:
         print(
             f"{len(doubtful):,} of {len(paths):,} images not like the training faces, such as "
@@ -92,10 +92,12 @@ def read_input_faces(
 
 
 def read_input_face(path: str | Path, size_image: int, channels: int, align: bool) -> InputFace:
-    """Return the one face of a photo: see `read_input_faces`. Raises InputError where it shows none or several."""
+    """Return the only face of a photo: see `read_input_faces`. Raises InputError if it shows none or several."""
     faces = list(read_input_faces([path], size_image, channels, align))
     if len(faces) > 1:
-        raise InputError(f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}")
+        raise InputError(
+            f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}: crop it"
+        )
     return faces[0]
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: synthetic labelled faces, and networks small enough to train in seconds."""
+"""Shared fixtures: synthetic labelled faces, and networks small enough to train in seconds."""
 
 import errno
 import os

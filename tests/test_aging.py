@@ -238,7 +238,9 @@ def test_main_reports_a_photo_without_a_face_and_continues(save_dir, tmp_path, c
     printed = capfd.readouterr().out
     assert "empty.png: no face found" in printed and "2 faces aged" in printed
     assert main.main([*flags, str(tmp_path / "empty.png")]) == 2
-    assert capfd.readouterr().err.endswith(f"main.py: no face to age in {tmp_path / 'empty.png'}\n")
+    assert capfd.readouterr().err.endswith(
+        f"no face to age in {tmp_path / 'empty.png'}: give --testdir photos of faces\n"
+    )
 
 
 def test_missing_mtcnn_is_an_input_error_with_the_install_command(fresh, faces, tmp_path, monkeypatch):

@@ -314,7 +314,7 @@ def test_resume_rejects_align_for_a_run_without_it(workplace, capsys):
     assert main.main(["--dataset=drawn", *TINY_FLAGS, "--epoch=1"]) == 0
     capsys.readouterr()
     assert main.main(["--align=True", "--epoch=2"]) == 2
-    assert "drawn without alignment: leave out --align" in capsys.readouterr().err
+    assert "drawn without alignment: omit --align" in capsys.readouterr().err
 
 
 SLOW = """

@@ -1,4 +1,4 @@
-"""C_img: what it sees, its seeded augmentation, labels and dropout, and its losses."""
+"""C_img: its input, seeded augmentation, labels and dropout, and its losses."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def labels():
 
 
 def draws(rows, step=1):
-    """What is drawn at random at a step: an augmented grey image, dropout and other labels, for some rows."""
+    """Return the random tensors of a step: augmented grey images, dropout and other labels, [rows, ...] each."""
     random = SharedRandom(seed(step), rows)
     ages = tf.one_hot([3] * rows, 10) * 2 - 1
     return augmented_luma(tf.zeros([rows, 16, 16, 1]), random), random.dropout(20), *other_labels(ages, random)
@@ -62,7 +62,7 @@ def draws(rows, step=1):
 
 @pytest.fixture(scope="module")
 def step():
-    """What the losses of a training step are computed from."""
+    """The input of the losses at a training step."""
     model = FaceAging(**SMALL)
     ages, genders = labels()
     networks = {**model.networks, "C_img": image_classifier(model)}

@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 
 def outputs_and_gradients(layer, inputs):
-    """What a layer gives while training, and the gradients of a weighted sum of it: of inputs and trainable weights."""
+    """Return a layer's outputs in training and the gradients of their weighted sum: of inputs and trainable weights."""
     inputs = tf.constant(inputs)
     with tf.GradientTape() as tape:
         tape.watch(inputs)

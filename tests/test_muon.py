@@ -42,7 +42,7 @@ print(json.dumps(losses_of(strategy)))
 
 
 def gradients(step):
-    """Gradients of variables of SHAPES at a step, of two parts of a batch: [2, *shape] each."""
+    """Return gradients of variables of SHAPES at a step, for the two halves of a batch: [2, *shape] each."""
     random = np.random.default_rng(step)
     return [random.normal(size=[2, *shape]).astype(np.float32) for shape in SHAPES]
 
@@ -53,7 +53,7 @@ def variables_of(random_seed=0):
 
 
 def train(strategy=None, steps=3):
-    """The values after some steps, in which each replica contributes its part's gradients."""
+    """Return the values after some steps, in which each replica contributes the gradients of its part."""
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         variables, muon = variables_of(), Muon(RATE)
@@ -74,7 +74,7 @@ def train(strategy=None, steps=3):
 
 
 def losses_of(strategy=None, steps=2):
-    """The losses of some steps by the recipe "muon" on random images."""
+    """Return the losses of some steps with the recipe muon on random images."""
     model = FaceAging(**SMALL, strategy=strategy)
     model.optimizer = "muon"
     for name in ("C_z", "C_img"):
@@ -93,7 +93,7 @@ def losses_of(strategy=None, steps=2):
 
 
 def updates(optimizer, shape, steps=3, rate=RATE):
-    """What an optimizer adds to a variable of a shape in each of some steps, per learning rate."""
+    """Return the updates of a variable by an optimizer in each step, divided by the learning rate."""
     random = np.random.default_rng(0)
     variable, found = keras.Variable(np.zeros(shape, np.float32)), []
     for _ in range(steps):
