@@ -1,4 +1,4 @@
-"""Data sets: unpacking archives, listing folders, and what is skipped or refused."""
+"""Data sets: unpacking archives, listing folders, skipped files and rejected sets."""
 
 import io
 import os

@@ -22,7 +22,7 @@ BINS = AgeBins([10, 40])  # centres 5, 25.5 and 48 years
 
 
 def embeddings(images):
-    """Stands for dlib's."""
+    """Replace dlib's embeddings: the first 128 pixel values."""
     return images.reshape(len(images), -1)[:, :128] / 255.0
 
 
@@ -174,7 +174,7 @@ def test_ssim_equals_scikit_image():
 
 
 def test_sharpness_equals_the_variance_of_the_laplacian():
-    checks = np.indices((16, 16)).sum(axis=0)[..., np.newaxis] % 2 * 2.0 - 1  # -1 and 1 by turns
+    checks = np.indices((16, 16)).sum(axis=0)[..., np.newaxis] % 2 * 2.0 - 1  # alternating -1 and 1
     inside = np.pad(np.zeros((4, 4, 3)), ((8, 8), (8, 8), (0, 0)))
     assert sharpness(inside) == 0
     assert sharpness(checks) > 30  # 8 times the value itself but at the edges

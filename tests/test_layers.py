@@ -39,7 +39,7 @@ def compare(tested, reference, shape):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-# of 2, 4, 8 and 16 pixels come out: either side of what is computed as matrix products, wholly and in part
+# outputs of 2 to 16 pixels: computed by matrix products entirely, in part, and not at all
 @pytest.mark.parametrize("size_kernel", [3, 5])
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_convolution_equals_keras(side, size_kernel):

@@ -210,10 +210,10 @@ def test_too_little_disk_space_is_reported_before_training(copy, tmp_path, faces
     assert rows(copy) == 6
 
 
-@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
-def test_damaged_checkpoint_is_reported_and_the_previous_one_loaded(copy, capsys, harm, suffix):
-    harm(copy / f"checkpoint/model-5{suffix}")
+def test_damaged_checkpoint_is_reported_and_the_previous_one_loaded(copy, capsys, damage, suffix):
+    damage(copy / f"checkpoint/model-5{suffix}")
     model = FaceAging(**SMALL, save_dir=copy)
     assert model.load_checkpoint() and int(model.step) == 4
     assert f"{copy}/checkpoint/model-5 is damaged" in capsys.readouterr().err
@@ -419,27 +419,27 @@ def test_save_checkpoint_does_not_replace_those_of_another_model(copy):
     assert kept(copy) == {"model-4", "model-5"}
 
 
-def harm_with_nuls(lines):
+def insert_nul_bytes(lines):
     lines[3] = lines[3][:9] + b"\0" * 40
 
 
-def harm_with_a_cell(lines):
+def append_a_cell(lines):
     lines[3] += b",0.5"
 
 
-def harm_as_a_spreadsheet(lines):
+def write_as_a_spreadsheet(lines):
     lines[:] = [line.replace(b",", b";").replace(b".", b",") for line in lines]
 
 
 @pytest.mark.parametrize(
-    ("harm", "valid"), [(harm_with_nuls, 4), (harm_with_a_cell, 4), (harm_as_a_spreadsheet, 0), (list.pop, 4)]
+    ("damage", "valid"), [(insert_nul_bytes, 4), (append_a_cell, 4), (write_as_a_spreadsheet, 0), (list.pop, 4)]
 )
-def test_damaged_log_is_copied_and_its_valid_rows_are_continued(copy, capsys, harm, valid):
+def test_damaged_log_is_copied_and_its_valid_rows_are_continued(copy, capsys, damage, valid):
     path = copy / "losses.csv"
     lines = path.read_bytes().splitlines()
-    harm(lines)
-    harmed = b"\r\n".join(lines) + b"\r\n"  # line ends of Windows
-    path.write_bytes(harmed)
+    damage(lines)
+    damaged = b"\r\n".join(lines) + b"\r\n"  # line ends as on Windows
+    path.write_bytes(damaged)
     names = path.read_text().splitlines()[0].replace(";", ",").split(",")
     losses = dict.fromkeys([name for name in names if "loss" in name], 0.25)
     for number in (6, 7):
@@ -450,11 +450,11 @@ def test_damaged_log_is_copied_and_its_valid_rows_are_continued(copy, capsys, ha
         assert np.isnan(log.columns["new_loss"]).tolist() == [True] * (valid + 1) + [False]
     reported = capsys.readouterr().err
     assert b"\r" not in path.read_bytes()
-    if harm is list.pop:  # a missing row is not damage
+    if damage is list.pop:  # a missing row is not damage
         assert reported == "" and not (copy / "losses_damaged1.csv").exists()
     else:
         assert reported.count("\n") == 1 and "losses_damaged1.csv" in reported
-        assert (copy / "losses_damaged1.csv").read_bytes() == harmed
+        assert (copy / "losses_damaged1.csv").read_bytes() == damaged
 
 
 def test_file_opened_by_another_program_is_retried(tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def test_held_out_faces_are_identified_after_additions_and_renaming(run, folder,
     status, expected, _ = evaluate(capsys)
     assert status == 0 and expected["held_out"] and expected["overall"]["faces"] == 6
     make_faces(folder / "more", number=3, seed=5)
-    for i, face in enumerate(held_out[:2]):  # the order changes, too
+    for i, face in enumerate(held_out[:2]):  # which also changes the order
         path = Path(face.path)
         path.rename(path.with_name(f"{face.age}_{face.gender}_0_2017010100000000{i}.jpg"))
     status, measured, _ = evaluate(capsys)
@@ -269,7 +269,7 @@ def test_packaged_model_keeps_the_record(run, tmp_path):
     assert read_config(tmp_path / "packed")["training"]["held_out"] == read_config(run)["training"]["held_out"]
 
 
-# of the baseline's 100, UTKFace has two once more, under names that it was trained on
+# two of the 100 held-out faces of the model paper have copies that it was trained on
 @pytest.mark.parametrize(("name", "faces"), [("aging", 100), ("paper", 98)])
 def test_the_included_models_have_a_record_of_their_held_out_faces(name, faces):
     config = read_config(INCLUDED_MODELS[name])

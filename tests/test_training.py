@@ -345,7 +345,7 @@ def packed_set(tmp_path_factory, faces):
 
 @pytest.fixture(scope="module")
 def packed_run(packed_set):
-    """(folder, what was printed) of a training on it in three age bins."""
+    """(folder, printed output) of a training on packed_set with three age bins."""
     flags = ["--dataset=mine", "--age_bounds=20,50", "--balance=True", "--cache=True", "--epoch=2", *TINY_FLAGS]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
