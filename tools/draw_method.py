@@ -61,7 +61,7 @@ class Drawing:
             self.axes.add_patch(Rectangle((x, y - height / 2), size, height, fc=shade, ec=GREY, lw=0.8, zorder=3))
             x += size
 
-    def picture(self, x, y, side, image):
+    def image(self, x, y, side, image):
         self.axes.imshow(image, extent=(x, x + side, y, y + side), zorder=3, interpolation="bilinear", aspect="auto")
         self.axes.add_patch(Rectangle((x, y), side, side, fc="none", ec=INK, lw=1.2, zorder=4))
 
@@ -76,7 +76,7 @@ class Drawing:
 def draw_autoencoder(d: Drawing, random: np.random.Generator) -> None:
     """Draw E and G, left to right."""
     face = Image.open(PROJECT / "demo" / "faces" / FACE).convert("RGB")
-    d.picture(0.45, MIDDLE - 0.95, 1.9, np.asarray(face))
+    d.image(0.45, MIDDLE - 0.95, 1.9, np.asarray(face))
     d.text(1.4, MIDDLE - 1.2, "face  x", 13)
     d.text(1.4, MIDDLE - 1.5, "128 × 128 × 3", 9, GREY)
     d.line((2.4, MIDDLE), (2.85, MIDDLE), head=True)
@@ -94,7 +94,7 @@ def draw_autoencoder(d: Drawing, random: np.random.Generator) -> None:
     end = d.layers(8.4, MIDDLE, heights, widths, labels, ORANGE)
     d.text((8.4 + end) / 2, MIDDLE + 1.4, "generator  G", 14, ORANGE, weight="bold")
     d.line((end + 0.06, MIDDLE), (12.15, MIDDLE), head=True)
-    d.picture(12.2, MIDDLE - 0.95, 1.9, np.asarray(face.filter(ImageFilter.GaussianBlur(2.2))))
+    d.image(12.2, MIDDLE - 0.95, 1.9, np.asarray(face.filter(ImageFilter.GaussianBlur(2.2))))
     d.text(13.15, MIDDLE - 1.2, "$\\hat{x}$ = G(E(x), age, gender)", 12)
 
 
