@@ -27,8 +27,8 @@ class Conv2D(layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         _, height, width, _ = inputs.shape
         if height == width == 1 and inputs.dtype == tf.bfloat16 and _on_cpu():
-            # TensorFlow 2.21 leaves most of the kernel's gradient as the memory was, NaN too. One pixel meets the
-            # middle of the kernel only, and so all of the convolution is a matrix product.
+            # TensorFlow 2.21 leaves most of the kernel's gradient uninitialised. A single pixel is multiplied by the
+            # middle of the kernel only, so the convolution is a matrix product.
             middle = (kernel.shape[0] - 1) // 2
             return inputs @ tf.convert_to_tensor(kernel)[middle, middle]
         if height == width and height % 2 == 0 and self.strides[0] == 2 and _is_small(height // 2):

@@ -1,4 +1,4 @@
-"""Layers and optimizer that compute in fewer passes, against Keras' own."""
+"""The layers and Adam of support.fast_ops, compared with those of Keras."""
 
 import gc
 import weakref
@@ -21,8 +21,8 @@ def outputs_and_gradients(layer, inputs):
         tape.watch(inputs)
         outputs = layer(inputs, training=True)
         weights = np.random.default_rng(1).normal(size=outputs.shape).astype(np.float32)
-        goal = tf.reduce_sum(outputs * weights)
-    return [outputs, *tape.gradient(goal, [inputs, *layer.trainable_weights])]
+        total = tf.reduce_sum(outputs * weights)
+    return [outputs, *tape.gradient(total, [inputs, *layer.trainable_weights])]
 
 
 def compare(tested, reference, shape):
@@ -55,7 +55,7 @@ def test_convolution_of_another_stride_or_shape_equals_keras(shape, stride):
 
 
 def test_convolution_of_one_pixel_has_a_finite_gradient_in_bfloat16():
-    """TensorFlow's own leaves memory unwritten there: --image_size 8 came to NaN within some steps."""
+    """TensorFlow's gradient leaves memory uninitialised here, which led to NaN losses at --image_size 8."""
     layer = fast_ops.Conv2D(128, 5, 2, "same", dtype="bfloat16")
     inputs = np.random.default_rng(0).normal(size=[10, 1, 1, 64]).astype(np.float32)
     layer.build(inputs.shape)
