@@ -77,8 +77,8 @@ def test_any_number_of_faces_is_rendered_ten_per_sheet(fresh, faces, tmp_path, c
             ages, genders = fresh.bins.one_hot([f.age for f in labelled]), gender_labels([f.gender for f in labelled])
             reconstructed = denormalize(fresh.G([fresh.encode(row), ages, genders], training=False)).numpy()
             assert np.abs(shown[1].astype(int) - reconstructed).max() <= 1
-            for age, images in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
-                assert np.abs(images.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
+            for age, generated in zip(fresh.bins.centres, shown[2:], strict=True):  # then young to old
+                assert np.abs(generated.astype(int) - fresh.age(row, [age], [gender])).max() <= 1
 
 
 def test_age_between_two_centres_is_interpolated(model, faces):

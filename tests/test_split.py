@@ -196,9 +196,8 @@ def test_training_faces_of_the_initial_model_do_not_count_as_held_out(included, 
     assert measured == held_out and not notes["held_out"] and notes["init_model_trained_on"] == 5
     make_faces(folder / "more", number=1, seed=5)
     new = list_faces(folder / "more").faces
-    measured, notes = choose_evaluation_faces(
-        held_out + new, training, "aging"
-    )  # as of a run older than the fingerprints
+    # held-out faces of a run older than the fingerprints
+    measured, notes = choose_evaluation_faces(held_out + new, training, "aging")
     assert measured == new and notes["held_out"] and notes["init_model_trained_on"] == 5
     assert "aging was trained on 5 of 6 faces" in capsys.readouterr().out
 

@@ -151,9 +151,8 @@ def test_animation_includes_pretraining(tmp_path, faces):
 
 def test_unwritable_image_is_reported_once_and_training_continues(tmp_path, faces, run, capsys):
     for name in ("test/input.png", "loss_epoch.png", "demo_train.gif"):
-        (tmp_path / name).mkdir(
-            parents=True
-        )  # cannot be replaced, like a file that another program has open on Windows
+        # a folder cannot be replaced, like a file that another program has open on Windows
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "samples").touch()
     model = FaceAging(**TINY, save_dir=tmp_path)
     model.train(faces, num_epochs=2)
