@@ -19,15 +19,8 @@ import tensorflow as tf
 from keras import layers
 
 import ops
-from support import checkpoints, fast_ops, rendering
-from support.batches import (
-    PRETRAINING_EPOCHS,
-    BatchLoader,
-    epoch_name,
-    labels_of,
-    read_faces,
-    train_val_split,
-)
+from support import InputError, checkpoints, fast_ops, printable, rendering
+from support.batches import PRETRAINING_EPOCHS, BatchLoader, epoch_name, labels_of, read_faces, train_val_split
 from support.config import (
     EPOCHS,
     LEARNING_RATE,
@@ -40,21 +33,13 @@ from support.config import (
 )
 from support.dataset import Face, TooManyBad, data_digest
 from support.devices import Devices
-from support.errors import InputError, printable
 from support.evaluation import PASTED_FACES, SAME_PERSON, Evaluator, mean
 from support.figures import GRID_COLUMNS, animate_training, grid
 from support.images import fit_images, read_images, read_parts, save_image
 from support.labels import FEMALE, MALE, AgeBins, gender_labels, gender_numbers
 from support.losses import AUXILIARY_NETWORKS, PRESETS, TERMS, Step, Term, complete_weights, networks_of
-from support.photo_editing import apply_edit, edits, own_labels, pasted_distances, read_photo, read_photos
-from support.pretrained import (
-    DEFAULT_MODEL,
-    fit_distribution,
-    included_model,
-    is_included,
-    read_distribution,
-    sample_distribution,
-)
+from support.photo_editing import keep_detail, own_labels, pasted_distances, read_photo, read_photos
+from support.pretrained import DEFAULT_MODEL, Distribution, included_model, is_included, read_distribution
 from support.run import Run, check_beginning, check_finite
 
 support.restore_environment()
@@ -407,14 +392,7 @@ class FaceAging(Hyperparameters):
             held_out_batch = read_faces(held_out, self.bins, self._load_image, self.devices.log)
             run.open(self.config, notes, int(self.step))
             self._train_epochs(run, batches, held_out_batch, plan, on_epoch_end)
-        if self.devices.is_chief and not run.stop_signal:
-            self._draw_film(run, self.step // len(batches))
         return run.stop_signal
-
-    def _draw_film(self, run: Run, epochs: int) -> None:
-        """Draw the sheets of the last epochs, those of this run, as demo_train.gif."""
-        names = map(epoch_name, range(int(self.epoch - epochs), int(self.epoch)))
-        run.draw("demo_train.gif", animate_training, names, self.size_image, self.bins.names)
 
     def _train_epochs(self, run: Run, batches: BatchLoader, held_out, plan: TrainingPlan, on_epoch_end) -> None:
         """Train from the current position until plan.num_epochs epochs are done or run.stop_signal is set."""
@@ -431,6 +409,9 @@ class FaceAging(Hyperparameters):
                 run.save(self.save_checkpoint)
             if run.stop_signal:
                 return
+        if self.devices.is_chief:
+            epochs = range(int(self.epoch - self.step // len(batches)), int(self.epoch))  # of this run
+            run.draw("demo_train.gif", animate_training, map(epoch_name, epochs), self.size_image, self.bins.names)
 
     def _train_epoch(self, run: Run, batches: BatchLoader, epoch: int, plan: TrainingPlan) -> bool:
         """Train on the remaining batches of an epoch; return False if a signal stopped it before the last one."""
@@ -605,19 +586,16 @@ class FaceAging(Hyperparameters):
             ages = centres[0], centres[len(centres) // 2], centres[-1]
             aged = self.age_photo(face.path, ages, [face.gender], detail, (), [face.age], [face.gender])
             distances += pasted_distances(found, aged)
-        shares = np.isfinite(distances), np.less(distances, SAME_PERSON)[np.isfinite(distances)]
-        return {
-            name: mean(values) for name, values in zip(("pasted_detection", "pasted_verification"), shares, strict=True)
-        }
+        detected = np.isfinite(distances)
+        same = np.less(distances, SAME_PERSON)[detected]
+        return {"pasted_detection": mean(detected), "pasted_verification": mean(same)}
 
     def _with_detail(self, images: np.ndarray, faces: Sequence[Face], z, aged: np.ndarray, detail: float) -> np.ndarray:
         """Return generated faces, float [bins, N, S, S, C] in [-1, 1], with detail of the images: see `age`."""
         years = [face.age for face in faces]
         own = self.generate(z, years, [face.gender for face in faces])
-        kept = []
-        for centre, generated in zip(self.bins.centres, ops.denormalize(aged).numpy(), strict=True):
-            changes = edits(images, own, generated, years, [centre] * len(years), detail)
-            kept.append([apply_edit(image, edit) for image, edit in zip(images, changes, strict=True)])
+        pairs = zip(ops.denormalize(aged).numpy(), self.bins.centres, strict=True)
+        kept = [keep_detail(images, images, own, generated, years, centre, detail) for generated, centre in pairs]
         return ops.normalize(np.array(kept)).numpy()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -630,14 +608,16 @@ class FaceAging(Hyperparameters):
     def fit_z(self, faces: Sequence[Face]) -> None:
         """Fit the distribution of z that `sample` uses to real faces; images that cannot be read are skipped."""
         z = [self._z_of(images) for images, _ in read_parts(faces, self._load_image, "Encoding")]
-        self.z_distribution = fit_distribution(np.concatenate(z))
+        self.z_distribution = Distribution.fit(np.concatenate(z))
 
     def sample(self, count: int, seed: int = 2017) -> np.ndarray:
         """Return z of random faces, float32 [count, num_z_channels] in (-1, 1).
 
         They are sampled from z_distribution, which `fit_z` fits, or without one from U(-1, 1), which is less realistic.
         """
-        return sample_distribution(self.z_distribution or self.num_z_channels, count, seed)
+        if self.z_distribution:
+            return self.z_distribution.sample(count, seed)
+        return np.random.default_rng(seed).uniform(-1, 1, (count, self.num_z_channels)).astype(np.float32)
 
     def generate(self, z: np.ndarray, ages: Sequence[float], genders: Sequence[int]) -> np.ndarray:
         """Return images, uint8 [N, S, S, C], of z [N, num_z_channels] at ages in years and genders.
@@ -686,8 +666,7 @@ class FaceAging(Hyperparameters):
         faces = fit_images(images, self.size_image, self.num_input_channels)
         own = own_labels(faces, [()] * len(z), np.ravel(own_ages), gender_numbers(own_genders), range(1, len(z) + 1))
         squares = fit_images(images, min(np.shape(images)[1:3]), self.num_input_channels)
-        changes = edits(faces, self.generate(z, *own[:2]), aged, own[0], ages, detail)
-        return np.stack([apply_edit(squares[i % len(z)], edit) for i, edit in enumerate(changes)])
+        return np.stack(keep_detail(squares, faces, self.generate(z, *own[:2]), aged, own[0], ages, detail))
 
     def age_photo(
         self,

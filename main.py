@@ -5,11 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from support import InputError, exhausted, printable
 from support.alignment import align_dataset, aligned_name, alignment_warning, photos_name
 from support.batches import choose_evaluation_faces, train_val_split
 from support.config import MODEL_FLAGS, check_sizes, read_config, restore_flags
 from support.dataset import Face, Listing, describe, find_dataset, find_images, list_faces
-from support.errors import InputError, exhausted, printable
 from support.files import output_name, writable, write_json
 from support.flags import AGING_FLAGS, DEMO_FACES, GENDER_CHOICES, check_aging, parse_flags
 from support.labels import AgeBins
@@ -67,20 +67,14 @@ def build(flags: argparse.Namespace, listing: Listing):
 
 def fit(model, faces: list[Face], flags: argparse.Namespace, on_epoch_end=None) -> int | None:
     """Train `model` as the flags set; see FaceAging.train."""
+    names = "learning_rate", "optimizer", "schedule", "loss_weights", "balance", "flip", "use_trained_model", "cache"
     return model.train(
         faces,
         num_epochs=flags.epoch,
-        learning_rate=flags.learning_rate,
-        optimizer=flags.optimizer,
-        schedule=flags.schedule,
-        loss_weights=flags.loss_weights,
-        use_trained_model=flags.use_trained_model,
         init_model=flags.pretrained if flags.use_init_model else None,
-        balance=flags.balance,
-        flip=flags.flip,
-        cache=flags.cache,
         notes={"dataset": flags.dataset, "unknown_gender": flags.unknown_gender},
         on_epoch_end=on_epoch_end,
+        **{name: getattr(flags, name) for name in names},
     )
 
 
@@ -91,11 +85,11 @@ def train(flags: argparse.Namespace, explicit: set[str]) -> int:
     log("Training Mode")
     stop_signal = fit(model, listing.faces, flags)
     if stop_signal:
-        log(f"Stopped and saved in {printable(str(flags.savedir))}: the same command resumes")
+        log(f"Stopped and saved in {printable(flags.savedir)}: the same command resumes")
         return 128 + stop_signal
     where = () if flags.savedir == Path("save") else ("--savedir", flags.savedir)
     log(
-        f"Done! The run is in {printable(str(flags.savedir))}. To age the demo faces with it, or your own with "
+        f"Done! The run is in {printable(flags.savedir)}. To age the demo faces with it, or your own with "
         f"--testdir DIR:\n{python_command(relative_path(PROJECT / 'main.py'), '--is_train', 'False', *where)}"
     )
     return 0
@@ -118,13 +112,13 @@ def load(flags: argparse.Namespace, explicit: set[str]):
     folder = flags.savedir
     if "pretrained" in explicit or not has_model(folder):
         if "pretrained" not in explicit:
-            print(f"{printable(str(folder))} has no trained model: using the included one")
+            print(f"{printable(folder)} has no trained model: using the included one")
         folder = included_model(flags.pretrained)
     restore_flags(flags, explicit, read_config(folder), folder)
     save_dir = flags.savedir
     if not writable(save_dir):
         save_dir = Path("save")
-        print(f"{printable(str(flags.savedir))} is read-only: results go to {save_dir.absolute()}")
+        print(f"{printable(flags.savedir)} is read-only: results go to {save_dir.absolute()}")
     model = FaceAging.load(folder, save_dir=save_dir)
     print("SUCCESS ^_^", flush=True)
     return model, folder
@@ -153,7 +147,7 @@ def evaluate(flags: argparse.Namespace, explicit: set[str]) -> int:
     print(report(metrics), flush=True)
     path = model.save_dir / "evaluation.json"
     write_json(path, metrics)  # last: an error here leaves the table
-    print(f"Done! Results are saved as {printable(str(path))}")
+    print(f"Done! Results are saved as {printable(path)}")
     return 0
 
 
@@ -175,13 +169,11 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
         name = output_name(paths[0]) if aged == len(paths) == 1 else "NAME"
-        drawn = []
-        if flags.age:
-            drawn.append(folder / f"{name}_AGE_xxx.png")
-        if flags.animate:
-            drawn.append(folder / f"{name}_xxx.{flags.animate}")
-    for path in drawn or [folder / "test_as_xxx.png"]:
-        print(f"Done! Results are saved as {printable(str(path))}")
+        drawn = [folder / f"{name}_AGE_xxx.png"] if flags.age else []
+        drawn += [folder / f"{name}_xxx.{flags.animate}"] if flags.animate else []
+        drawn = drawn or [folder / "test_as_xxx.png"]
+    for path in drawn:
+        print(f"Done! Results are saved as {printable(path)}")
     return 0
 
 
@@ -196,7 +188,7 @@ def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path
     ages = flags.age or (() if flags.years or flags.animate else model.bins.centres)
     count = model.age_photos(paths, ages, genders, **detail)
     print(f"{count:,} {'photo' if count == 1 else 'photos'} aged")
-    print(f"Done! Results are saved in {printable(str(model.save_dir / 'test'))}")
+    print(f"Done! Results are saved in {printable(model.save_dir / 'test')}")
     return 0
 
 
@@ -206,7 +198,7 @@ def draw_random(flags: argparse.Namespace, explicit: set[str]) -> int:
     if not model.z_distribution:
         fit_z(model, source, flags)
     model.draw_random(flags.random, GENDER_CHOICES[flags.gender], seed)
-    print(f"Done! Results are saved as {printable(str(model.save_dir / 'test' / 'random_as_xxx.png'))}")
+    print(f"Done! Results are saved as {printable(model.save_dir / 'test' / 'random_as_xxx.png')}")
     return 0
 
 

@@ -18,42 +18,24 @@ import tensorflow as tf
 from keras import layers
 
 from support import fast_ops
+from support.fast_ops import STDDEV, denormalize, fc, normalize  # noqa: F401, fc is one of the layers
 from support.figures import GRID_COLUMNS, grid
 from support.images import INFERENCE_BATCH, fit_image, read_image
-from support.losses import STDDEV
 
 
 def conv2d(x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, name: str = "conv2d"):
     """Convolve [batch, h, w, c] to [batch, h / stride, w / stride, num_output_channels]."""
-    return fast_ops.Conv2D(
-        num_output_channels,
-        size_kernel,
-        stride,
-        padding="same",
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=STDDEV),
-        name=name,
-    )(x)
+    options = {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=STDDEV), "name": name}
+    return fast_ops.Conv2D(num_output_channels, size_kernel, stride, "same", **options)(x)
 
 
 def deconv2d(
     x, num_output_channels: int, size_kernel: int = 5, stride: int = 2, activation=None, name: str = "deconv2d"
 ):
     """Transposed convolution of [batch, h, w, c] to [batch, h * stride, w * stride, num_output_channels]."""
-    return fast_ops.Conv2DTranspose(
-        num_output_channels,
-        size_kernel,
-        stride,
-        padding="same",
-        activation=activation,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=STDDEV),
-        name=name,
-    )(x)
-
-
-def fc(x, num_output_length: int, name: str = "fc"):
-    """Fully connected layer, [batch, n] to [batch, num_output_length]."""
     initializer = keras.initializers.RandomNormal(stddev=STDDEV)
-    return layers.Dense(num_output_length, kernel_initializer=initializer, name=name)(x)
+    options = {"activation": activation, "kernel_initializer": initializer, "name": name}
+    return fast_ops.Conv2DTranspose(num_output_channels, size_kernel, stride, "same", **options)(x)
 
 
 def lrelu(x, leak: float = 0.2):
@@ -85,16 +67,6 @@ def feature_maps(D_img: keras.Model) -> keras.Model:
     """Return D_img as a network with the outputs [logits, *its four feature maps after ReLU]."""
     maps = [layer.output for layer in D_img.layers if isinstance(layer, layers.ReLU)]
     return keras.Model(D_img.inputs, [D_img.output, *maps])
-
-
-def normalize(images):
-    """Convert pixels in [0, 255], of any type, to the networks' range: float32 in [-1, 1]."""
-    return tf.cast(images, tf.float32) / 127.5 - 1.0
-
-
-def denormalize(images):
-    """Convert the networks' range [-1, 1] to uint8 pixels, rounded to the nearest."""
-    return tf.cast(tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
 
 
 def load_image(path: str | Path, size_image: int, channels: int) -> np.ndarray:

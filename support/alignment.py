@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from support import InputError, first_names
 from support.dataset import Face, exclusive, image_names, list_faces
-from support.errors import InputError, first_names
 from support.files import atomic_write
 from support.images import BadImage, fit_image, read_image
 from support.labels import GENDER_NAMES, TABLE, TABLE_COLUMNS

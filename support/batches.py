@@ -1,5 +1,6 @@
 """The split into training and held-out faces, and the batches of an epoch, prefetched by threads."""
 
+import dataclasses
 import itertools
 import os
 from collections import defaultdict, deque
@@ -10,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support import InputError, first_names, printable
 from support.config import records_training
 from support.dataset import Face, check_bad
-from support.errors import InputError, first_names, printable
 from support.images import BadImage, find_copies, hash_files, read_images
 from support.labels import AgeBins, gender_labels, parse_person
 from support.pretrained import is_trained_on
@@ -217,6 +218,7 @@ def epoch_order(faces: Sequence[Face], bins: AgeBins, epoch: int, seed: int, bal
     return random.permutation(np.concatenate(drawn))[: len(faces)]
 
 
+@dataclasses.dataclass(eq=False)
 class BatchLoader:
     """The batches of a training, epoch by epoch, read ahead by threads.
 
@@ -229,37 +231,28 @@ class BatchLoader:
     Not a tf.data.Dataset: one that calls Python hides its errors, and blocks a process that exits within an epoch.
     """
 
-    def __init__(
-        self,
-        faces: Sequence[Face],
-        bins: AgeBins,
-        load_image: Callable[[str], np.ndarray],
-        *,
-        size_batch: int,
-        num_z_channels: int,
-        seed: int,
-        balance: bool = False,
-        flip: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if not faces:
+    faces: Sequence[Face]
+    bins: AgeBins
+    load_image: Callable[[str], np.ndarray]
+    _: dataclasses.KW_ONLY
+    size_batch: int
+    num_z_channels: int
+    seed: int
+    balance: bool = False
+    flip: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self):
+        if not self.faces:
             raise InputError("all faces are held out, and none is left to train on: add more to the data set")
-        if len(faces) < size_batch:
+        if len(self) < 1:
             raise InputError(
-                f"{len(faces)} faces to train on do not fill one batch of {size_batch}: "
-                f"pass --batch_size {len(faces)} or less"
+                f"{len(self.faces)} faces to train on do not fill one batch of {self.size_batch}: "
+                f"pass --batch_size {len(self.faces)} or less"
             )
-        self.faces = faces
-        self.bins = bins
-        self.load_image = load_image
-        self.size_batch = size_batch
-        self.num_z_channels = num_z_channels
-        self.seed = seed
-        self.balance = balance
-        self.flip = flip
-        part = size_batch // world_size
-        self.part = slice(rank * part, (rank + 1) * part)  # this worker's faces of a batch
+        part = self.size_batch // self.world_size
+        self.part = slice(self.rank * part, (self.rank + 1) * part)  # this worker's faces of a batch
         self.bad: dict[str, str] = {}
         self.named = 0  # number of them that `newly_bad` has returned
 

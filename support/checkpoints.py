@@ -18,8 +18,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from support import InputError, reason
 from support.config import read_config
-from support.errors import InputError, reason
 from support.files import atomic_write, sync_folder
 from support.pretrained import WEIGHTS_FILE, load_quantized, reference_name
 

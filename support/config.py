@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 
-from support.errors import InputError
+from support import InputError
 from support.files import write_json
 from support.labels import AGE_BOUNDS
 from support.losses import PRESETS, complete_weights
@@ -41,18 +41,15 @@ RECIPES = {
 }
 # config.json records these flags: MODEL_FLAGS under "model", by the names of Hyperparameters, TRAINING_FLAGS under
 # "training"
-MODEL_FLAGS = {
+SIZE_FLAGS = {
     "image_size": "size_image",
     "channels": "num_input_channels",
     "num_encoder_channels": "num_encoder_channels",
     "num_z_channels": "num_z_channels",
     "num_gen_channels": "num_gen_channels",
     "age_bounds": "age_bounds",
-    "batch_size": "size_batch",
-    "precision": "precision",
-    "seed": "seed",
 }
-SIZE_FLAGS = ("image_size", "channels", "num_encoder_channels", "num_z_channels", "num_gen_channels", "age_bounds")
+MODEL_FLAGS = {**SIZE_FLAGS, "batch_size": "size_batch", "precision": "precision", "seed": "seed"}
 TRAINING_FLAGS = (
     "dataset",
     "optimizer",
@@ -97,10 +94,6 @@ def _is_number(value) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
-def _is_number_list(value) -> bool:
-    return type(value) is list and all(map(_is_number, value))
-
-
 def _is_loss_weights(value) -> bool:
     try:
         return type(value) in (list, dict) and bool(complete_weights(value))
@@ -111,16 +104,9 @@ def _is_loss_weights(value) -> bool:
 # The schema of config.json, which people edit: by name, a description of the values and a check.
 BOOLEAN_RULE = ("true or false", lambda value: type(value) is bool)
 MODEL_SCHEMA = {
-    "size_image": _integer_rule(),
-    "size_kernel": _integer_rule(),
-    "size_batch": _integer_rule(),
-    "num_input_channels": _integer_rule(),
-    "num_encoder_channels": _integer_rule(),
-    "num_z_channels": _integer_rule(),
-    "num_categories": _integer_rule(),
-    "num_gen_channels": _integer_rule(),
+    **{field.name: _integer_rule() for field in dataclasses.fields(Hyperparameters)},
     "tile_ratio": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    "age_bounds": ("a list of ages", lambda value: _is_number_list(value) and all(type(age) is int for age in value)),
+    "age_bounds": ("a list of ages", lambda value: type(value) is list and all(map(_integer_rule(0)[1], value))),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "seed": _integer_rule(0, LARGEST_SEED),
 }
@@ -243,7 +229,7 @@ def as_flag(value) -> str:
 def check_sizes(flags: Namespace) -> None:
     """Raise InputError, with the flags to use, if training cannot start from the included model."""
     included = read_config(included_model(flags.pretrained))["model"]
-    sizes = {flag: (as_flag(included[MODEL_FLAGS[flag]]), as_flag(getattr(flags, flag))) for flag in SIZE_FLAGS}
+    sizes = {flag: (as_flag(included[name]), as_flag(getattr(flags, flag))) for flag, name in SIZE_FLAGS.items()}
     differing = {flag: pair for flag, pair in sizes.items() if pair[0] != pair[1]}
     if differing:
         differences = ", ".join(f"{flag} {needed}, not {value}" for flag, (needed, value) in differing.items())

@@ -3,6 +3,8 @@
 import glob
 import gzip
 import hashlib
+import itertools
+import math
 import os
 import shutil
 import stat
@@ -11,7 +13,6 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -20,8 +21,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from support.errors import InputError, first_names, printable, reason
-from support.images import BadImage, open_image, suffixes, unsupported_reason
+from support import InputError, first_names, printable, reason
+from support.images import FILES_PER_TASK, BadImage, in_tasks, open_image, suffixes, unsupported_reason
 from support.labels import (
     CONVENTIONS,
     OLDEST,
@@ -37,7 +38,6 @@ from support.terminal import PROJECT, progress, relative_path
 
 MAX_BAD_SHARE = 0.1  # a data set of which a larger share cannot be read ends the run
 NAMES_SHOWN, REASONS_SHOWN = 3, 10
-HEADERS_PER_TASK = 500  # one future for each of 163,446 images would cost more than reading them
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 CHUNK_BYTES = 1 << 20  # bytes
 TAR_END = 1024  # bytes, all of them 0, at the end of every tar
@@ -76,13 +76,9 @@ def find_dataset(name: str, data_folder: str | Path = "data") -> Path:
             if _is_empty(folder):  # another process may have unpacked it meanwhile
                 unpack(archive, folder)
     elif _is_empty(folder) or not folder.is_dir():
-        packed = sorted(path.name for path in folder.parent.glob("*")) if folder.parent.is_dir() else []
-        others = [
-            f"{archive}, for --dataset {archive.removesuffix(suffix)}"
-            for archive in packed
-            for suffix in ARCHIVES
-            if archive.endswith(suffix)
-        ]
+        pairs = ((path.name, suffix) for path in sorted(folder.parent.glob("*")) for suffix in ARCHIVES)
+        packed = [(name, name.removesuffix(suffix)) for name, suffix in pairs if name.endswith(suffix)]
+        others = [f"{archive}, for --dataset {other}" for archive, other in packed]
         raise InputError(
             f"no faces in {folder}{first_names(others, f'; {folder.parent} contains ')}: put them there "
             f"(see {relative_path(DATA / 'README.md')}), or get UTKFace.tar.gz for {folder.parent} from "
@@ -195,7 +191,7 @@ def find_files(folder: str | Path) -> tuple[list[str], dict[str, str]]:
 
     def report(error: OSError) -> None:
         if Path(error.filename) == folder:
-            raise InputError(f"{printable(str(folder))}: {error.strerror}")
+            raise InputError(f"{printable(folder)}: {error.strerror}")
         left_out[Path(error.filename).relative_to(folder).as_posix() + "/"] = f"a folder: {error.strerror}"
 
     for parent, folders, files in os.walk(folder, onerror=report):
@@ -214,22 +210,16 @@ def find_files(folder: str | Path) -> tuple[list[str], dict[str, str]]:
 def bad_headers(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the images whose header cannot be read, each with the reason; pixels are not decoded."""
 
-    def check(part: Sequence[str]) -> dict[str, str]:
-        bad = {}
-        for name in part:
-            try:
-                with open_image(folder / name):
-                    pass
-            except BadImage as error:
-                bad[name] = error.reason
-        return bad
+    def why_bad(name: str) -> str:
+        try:
+            with open_image(folder / name):
+                return ""
+        except BadImage as error:
+            return error.reason
 
-    parts = [names[i : i + HEADERS_PER_TASK] for i in range(0, len(names), HEADERS_PER_TASK)]
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(check, parts)
-        title = f"Checking {printable(str(folder))}"
-        bar = progress(found, title, len(parts), unit="image", unit_scale=HEADERS_PER_TASK, delay=2)
-        return {name: reason for bad in bar for name, reason in bad.items()}
+    title, tasks = f"Checking {printable(folder)}", math.ceil(len(names) / FILES_PER_TASK)
+    bar = progress(in_tasks(why_bad, names), title, tasks, unit="image", unit_scale=FILES_PER_TASK, delay=2)
+    return {name: why for name, why in zip(names, itertools.chain.from_iterable(bar), strict=True) if why}
 
 
 def check_bad(bad: dict[str, str], total: int) -> None:
@@ -256,8 +246,9 @@ def list_faces(folder: str | Path, unknown_gender: bool = False) -> Listing:
         labels |= listed
     labels = labels or parse_folders(names)
     skipped = {name: "its name fits no convention" for name in names if name not in labels}
-    skipped |= {name: f"age above {OLDEST}" for name, label in labels.items() if label.age > OLDEST}
-    skipped |= {name: "age below 0" for name, label in labels.items() if label.age < 0}
+    for name, label in labels.items():
+        if not 0 <= label.age <= OLDEST:
+            skipped[name] = "age below 0" if label.age < 0 else f"age above {OLDEST}"
     kept = [name for name in names if name not in skipped]
     bad = bad_headers(folder, kept)
     check_bad(bad, len(kept))
@@ -337,7 +328,7 @@ def _images_under(name: str) -> list[Path]:
     if Path(name).is_dir():
         names, left_out = find_files(name)
         for inner, why in left_out.items():
-            print(f"Left out: {printable(str(Path(name, inner)))}: {why}")
+            print(f"Left out: {printable(Path(name, inner))}: {why}")
         return [Path(name, image) for image in names]
     if Path(name).is_file():  # a file's own name may look like a pattern: me[1].jpg
         return [Path(name)]

@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from support import InputError, exhausted, reason
 from support.config import LARGEST_SEED
-from support.errors import InputError, exhausted, reason
 
 HEARTBEAT_SECONDS = 60  # a worker without a heartbeat for this long is considered dead
 JOIN_SECONDS = 1800  # how long a worker waits for the others to start
@@ -85,31 +85,27 @@ def _await_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> 
     """
     address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
     try:
-        port = int(address.rpartition(":")[2])
-        with socket.create_server(("", port)) as here:
-            here.setblocking(False)
-            _reach_workers(resolver, here)
+        here = socket.create_server(("", int(address.rpartition(":")[2])))
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"this worker cannot listen on {address} of TF_CONFIG: {reason(error)}") from error
-
-
-def _reach_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver, here: socket.socket) -> None:
     begun, next_line = time.monotonic(), JOIN_FIRST_LINE_SECONDS
     since, until = (f"{datetime.now() + timedelta(seconds=seconds):%H:%M:%S}" for seconds in (0, JOIN_SECONDS))
-    while absent := _absent_workers(resolver):
-        with contextlib.suppress(BlockingIOError):
-            while True:  # connections of other workers
-                here.accept()[0].close()
-        waited = time.monotonic() - begun
-        if waited > JOIN_SECONDS:
-            raise InputError(
-                f"{', '.join(absent)} did not start from {since} to {until}: start the same command there, with "
-                "its own TF_CONFIG, and make its port reachable from here"
-            )
-        if waited >= next_line:
-            next_line = waited + JOIN_LINE_SECONDS
-            print(f"Waiting for {', '.join(absent)} since {since}, until {until}", flush=True)
-        time.sleep(JOIN_PAUSE)
+    with here:
+        here.setblocking(False)
+        while absent := _absent_workers(resolver):
+            with contextlib.suppress(BlockingIOError):
+                while True:  # connections of other workers
+                    here.accept()[0].close()
+            waited = time.monotonic() - begun
+            if waited > JOIN_SECONDS:
+                raise InputError(
+                    f"{', '.join(absent)} did not start from {since} to {until}: start the same command there, with "
+                    "its own TF_CONFIG, and make its port reachable from here"
+                )
+            if waited >= next_line:
+                next_line = waited + JOIN_LINE_SECONDS
+                print(f"Waiting for {', '.join(absent)} since {since}, until {until}", flush=True)
+            time.sleep(JOIN_PAUSE)
 
 
 def _absent_workers(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> list[str]:
@@ -183,10 +179,7 @@ class Devices:
         workers = _workers(resolver) if resolver else [None]
         self.world_size = len(workers)
         self.rank = workers.index((resolver.task_type, resolver.task_id)) if resolver else 0
-
-    @property
-    def is_chief(self) -> bool:
-        return self.rank == 0
+        self.is_chief = self.rank == 0
 
     @contextlib.contextmanager
     def building(self, precision: str) -> Iterator[None]:

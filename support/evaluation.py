@@ -1,13 +1,14 @@
 """Metrics of a trained model: reconstruction error, age and gender of generated faces, and identity."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from support import recognition
 from support.dataset import Face
+from support.fast_ops import denormalize, normalize
 from support.labels import FEMALE, GENDER_NAMES, AgeBins, gender_labels, parse_person
 from support.losses import LUMA
 
@@ -78,12 +79,11 @@ class Evaluator:
         [N, S, S, C], and the faces at every bin as their own and as the other gender, [bins, N, S, S, C] each.
         """
         labels = {"years": np.array([face.age for face in faces]), "gender": np.array([face.gender for face in faces])}
-        normalized = images.astype(np.float32) / 127.5 - 1
-        rebuilt, own, other = (np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8) for x in generated)
+        rebuilt, own, other = (denormalize(x).numpy() for x in generated)
         left = IDENTITY_FACES - sum(len(part["years"]) for part in self.parts)
         if self.identity and left > 0:
             self.distances.append(recognition.identity_distances(images[:left], rebuilt[:left], own[:, :left]))
-        errors = reconstruction_errors(normalized, *generated[:2])
+        errors = reconstruction_errors(normalize(images).numpy(), *generated[:2])
         estimates = estimate_labels(images, own, other, gender_labels(labels["gender"])[:, FEMALE])
         self.parts.append({**labels, "z": z, **errors, **estimates})
 
@@ -323,9 +323,9 @@ def table_cells(head: str, groups: dict[str, dict], digits: dict[str, int] | Non
     return [[head, *names], *rows]
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """Return a table's cells in Markdown."""
-    header, *rows = rows
+def markdown(head: str, groups: dict[str, dict], digits: dict[str, int]) -> str:
+    """Return a table in Markdown, see `table_cells`."""
+    header, *rows = table_cells(head, groups, digits)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 

@@ -1,4 +1,4 @@
-"""Faster equivalents of Keras layers, optimizers and the total variation.
+"""Fully connected layer, pixel scaling, and faster equivalents of Keras layers, optimizers and the total variation.
 
 `Conv2D`, `Conv2DTranspose`, `BatchNormalization`, `Adam` and `Muon` compute the same as Keras' classes of those names
 (Muon also for convolution kernels); tests/test_layers.py and tests/test_muon.py compare them. With them a step takes
@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.eager import record
 
+STDDEV = 0.02  # standard deviation of the initial weights of the paper's networks and of C_z
 # Widths of feature maps in pixels, measured in docs/performance.md.
 SMALL_MAP = 8  # up to 8 x 8 outputs the kernel's gradient is a matrix product, and the input's gradient runs in 3-D
 SMALLEST_MAP = 4  # up to 4 x 4 outputs the convolution itself and the input's gradient are matrix products too
@@ -73,6 +74,22 @@ class BatchNormalization(layers.BatchNormalization):
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance * (samples - 1) / samples)):
             moving.assign(moving * self.momentum + value * (1 - self.momentum))
         return outputs
+
+
+def fc(x, num_output_length: int, name: str = "fc"):
+    """Fully connected layer, [batch, n] to [batch, num_output_length]."""
+    initializer = keras.initializers.RandomNormal(stddev=STDDEV)
+    return layers.Dense(num_output_length, kernel_initializer=initializer, name=name)(x)
+
+
+def normalize(images):
+    """Convert pixels in [0, 255], of any type, to the networks' range: float32 in [-1, 1]."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
+def denormalize(images):
+    """Convert the networks' range [-1, 1] to uint8 pixels, rounded to the nearest."""
+    return tf.cast(tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)
 
 
 class Adam(keras.optimizers.Adam):

@@ -69,9 +69,10 @@ def sheet(
     font = ImageFont.load_default(max(MIN_FONT_SIZE, round(FONT_SHARE * height)))
     title_font = ImageFont.load_default(round(1.25 * font.size))
     line = sum(font.getmetrics())
-    cells = _padded(rows.reshape(-1, height, width, 3), line)
+    missing = max(0, line - height)  # small images are padded to the height of a line
+    padding = (0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0)
+    cells = np.pad(rows.reshape(-1, height, width, 3), padding, constant_values=255)
     images = grid(cells, columns, gap)
-
     margin = 2 * gap
     labels_width = max(font.getlength(label) for label in row_labels)
     left = margin + (round(labels_width) + font.size // 2 if labels_width else 0)
@@ -165,7 +166,7 @@ def _gif(frames: Sequence[np.ndarray] | Frames, frame_seconds: float, max_bytes:
     while True:
         # one palette for all frames: uniform areas do not flicker, and what does not change costs nothing
         palette = _palette(_resized(frames, size), len(frames) * size[0] * size[1], colors)
-        quantized = (_quantized(frame, palette) for frame in _resized(frames, size))
+        quantized = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _resized(frames, size))
         file, options = io.BytesIO(), {"duration": 1000 * frame_seconds, "loop": 0}
         next(quantized).save(file, "GIF", save_all=True, append_images=quantized, **options)
         if max_bytes is None or file.tell() <= max_bytes:
@@ -193,11 +194,6 @@ def _palette(images: Iterable[Image.Image], pixels: int, colors: int) -> Image.I
         sampled.append(flat[-start % step :: step])
         start += len(flat)
     return Image.fromarray(np.concatenate(sampled)[np.newaxis]).quantize(colors)
-
-
-def _quantized(image: Image.Image, palette: Image.Image) -> Image.Image:
-    """Return an image in which every pixel is the nearest color of the palette."""
-    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def animate_training(path: Path, epochs: Iterable[str], size_image: int, bins: Sequence[str]) -> None:
@@ -258,12 +254,6 @@ def plot_losses(path: str | Path, epochs: Sequence[float], losses: Sequence[floa
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper right")
         figure.savefig(temporary)
-
-
-def _padded(images: np.ndarray, height: int) -> np.ndarray:
-    """Return images [N, H, W, C] padded with white above and below to at least this height."""
-    missing = max(0, height - images.shape[1])
-    return np.pad(images, ((0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0)), constant_values=255)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:

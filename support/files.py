@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from support.errors import InputError
+from support import InputError
 
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}(\.\w+)?")  # names of `atomic_write`'s temporary files
 NAME_BYTES = 200  # the part of an output's name that comes from the photo; file systems allow 255 bytes in all
@@ -151,18 +151,12 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # on some network file systems
             print(f"{folder} cannot be locked ({error.strerror}): start only one training in it", file=sys.stderr)
-        _write_holder(path)
+        # Windows allows no access to the first byte of a locked file: the description of the process begins after it
+        with path.open("rb+") as file:
+            file.seek(1)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+            file.truncate()
         yield
-
-
-# Windows allows no access to the first byte of a locked file: the description of the process begins after it.
-
-
-def _write_holder(path: Path) -> None:
-    with path.open("rb+") as file:
-        file.seek(1)
-        file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
-        file.truncate()
 
 
 def _read_holder(path: Path) -> str:

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from support import InputError, printable
 from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, dataset_name
-from support.errors import InputError, printable
 from support.labels import AGE_BOUNDS, FEMALE, MALE, OLDEST, AgeBins
 from support.losses import PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_MODEL_NAMES
@@ -329,10 +329,8 @@ def check_aging(flags: argparse.Namespace) -> None:
     rules += [
         (flags.random and getattr(flags, name), f"--random and --{name} exclude each other: omit one") for name in faces
     ]
-    for names, used, fix in (
-        (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"),
-        (PASTE_FLAGS, flags.paste, "paste True"),
-    ):
+    needs = (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"), (PASTE_FLAGS, flags.paste, "paste True")
+    for names, used, fix in needs:
         used_flags = [name for name in sorted(names) if getattr(flags, name) is not None]
         rules += [(not used, f"--{name} is for --{fix.split()[0]}: add --{fix}") for name in used_flags]
     other = flags.random or flags.blend or flags.photo
@@ -342,8 +340,7 @@ def check_aging(flags: argparse.Namespace) -> None:
         (flags.blend and flags.animate, "--blend writes one image: omit --animate"),
     ]
     rules += [
-        (not path.is_file(), f"--blend: {printable(str(path))} is not a file: give two images")
-        for path in flags.blend or ()
+        (not path.is_file(), f"--blend: {printable(path)} is not a file: give two images") for path in flags.blend or ()
     ]
     for broken, message in rules:
         if broken:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from support.errors import InputError, printable, reason
+from support import InputError, printable, reason
 from support.files import atomic_write
 from support.terminal import progress
 
@@ -35,7 +35,7 @@ class BadImage(InputError):
 
     def __init__(self, path: str | Path, reason: str):
         self.reason = reason
-        super().__init__(f"{printable(str(path))}: {reason}")
+        super().__init__(f"{printable(path)}: {reason}")
 
 
 @cache
@@ -298,6 +298,11 @@ def hash_files(paths: Sequence[str]) -> list[str]:
         except OSError:
             return ""
 
-    parts = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
-    with ThreadPoolExecutor() as readers:
-        return [value for values in readers.map(lambda part: list(map(digest, part)), parts) for value in values]
+    return [each for part in in_tasks(digest, paths) for each in part]
+
+
+def in_tasks(function: Callable, files: Sequence) -> Iterator[list]:
+    """Yield the results of a function of each file, in the order of the files, FILES_PER_TASK at a time, by threads."""
+    parts = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda part: list(map(function, part)), parts)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.errors import InputError, first_names, printable
+from support import InputError, first_names, printable
 
 AGE_BOUNDS = (5, 10, 15, 20, 30, 40, 50, 60, 70)  # the last age of each bin; the last bin is open
 OLDEST = 120  # years

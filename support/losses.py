@@ -10,9 +10,8 @@ because the command line reads the table before it loads TensorFlow.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from support.errors import InputError
+from support import InputError
 
-STDDEV = 0.02  # standard deviation of the initial weights of the paper's networks and of C_z
 C_Z_LENGTHS = (256, 256)  # hidden layers of C_z
 C_IMG_CHANNELS, C_IMG_KERNEL = (24, 48, 96, 192), 5  # convolutions of C_img
 C_IMG_MOMENTUM = 0.99  # of its batch norm: its moving statistics are used on generated images from the first steps on
@@ -62,8 +61,7 @@ def label_classifier(hyperparameters):
     import keras
     from keras import layers
 
-    def fc(x, length: int, name: str):
-        return layers.Dense(length, kernel_initializer=keras.initializers.RandomNormal(stddev=STDDEV), name=name)(x)
+    from support.fast_ops import fc
 
     z = x = keras.Input([hyperparameters.num_z_channels], name="z")
     for i, length in enumerate(C_Z_LENGTHS):

@@ -5,6 +5,7 @@ computed at the resolution of the networks, enlarged to that of the photo and ap
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from support import recognition
+from support import InputError, printable, recognition
 from support.alignment import DetectedFace, Detections, find_faces, frame_side, looks_aligned, map_points
 from support.dataset import image_names
-from support.errors import InputError, printable
 from support.files import atomic_write, output_name, unique_name
 from support.images import fit_image, from_srgb, read_full, read_image, to_image
 from support.labels import FEMALE, GENDER_NAMES, MALE, OLDEST, TABLE, UNKNOWN, Label, parse_name, read_table
@@ -77,6 +77,11 @@ def edits(faces, own, aged, own_ages: Sequence[float], ages: Sequence[float], de
     beyond = (np.hypot(across, down[:, np.newaxis]) - FACE_EDGE[0]) / (FACE_EDGE[1] - FACE_EDGE[0])
     mask = 1 - detail * smoothstep(beyond)[..., np.newaxis]
     return (mask * np.concatenate([scale, offset], axis=-1)).astype(np.float32)
+
+
+def keep_detail(crops, faces, own, aged, own_ages, ages, detail: float) -> list[np.ndarray]:
+    """Return crops of faces, uint8 [s, s, C] each, at other ages, with their own detail: see `edits`."""
+    return list(map(apply_edit, itertools.cycle(crops), edits(faces, own, aged, own_ages, ages, detail)))
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:
@@ -179,19 +184,10 @@ class Photo(NamedTuple):
         mode = self.image.mode.removesuffix("A")
         return np.asarray(from_srgb(column, self.image.info.get("icc_profile"), mode)).reshape(*images.shape[:3], -1)
 
-    def aged(
-        self,
-        ages: np.ndarray,
-        own: tuple[Sequence[float], Sequence[int]],
-        genders: Sequence[int],
-        detail: float,
-        encode: Callable,
-        generate: Callable,
-    ) -> list[np.ndarray]:
+    def aged(self, ages, own, genders, detail: float, encode: Callable, generate: Callable) -> list[np.ndarray]:
         """Return the edits of the F chosen faces for each of K ages: a list of K float32 [F, S, S, 1 + C].
 
-        ages: float [K, F] in years; own: their own ages and genders; genders: [F]; encode, generate: those of
-        FaceAging.
+        ages: in years, float [K, F]; own: their own (ages, genders); genders: [F]; encode, generate: FaceAging's.
         """
         count, z = len(ages), encode(self.faces)
         all_ages, all_genders = [*own[0], *np.ravel(ages)], [*own[1], *list(genders) * count]
@@ -220,7 +216,7 @@ def read_photo(source, size_image: int, channels: int, align: bool = False, numb
     shows no face, or has no face of one of these numbers.
     """
     if isinstance(source, str | Path):
-        name, reduced, (image, file_format) = printable(str(source)), read_image(source), read_full(source)
+        name, reduced, (image, file_format) = printable(source), read_image(source), read_full(source)
     else:
         image = source if isinstance(source, Image.Image) else to_image(np.asarray(source))
         name, reduced, file_format = "the photo", image.convert("RGB"), image.format

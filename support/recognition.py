@@ -11,7 +11,9 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
-from support.errors import InputError
+from support import InputError
+from support.fast_ops import normalize
+from support.images import to_image
 from support.pretrained import PRETRAINED, load_quantized
 
 WEIGHTS = PRETRAINED / "age_gender" / "weights.npz"
@@ -24,6 +26,7 @@ MISSING = "identity is measured with dlib: pip install dlib-bin face_recognition
 # UTKFace. It replaces the detector, which misses blurred faces.
 FACE_EDGES = (0.07, 0.93)
 LANDMARK_SIDE = 256  # pixels that faces are enlarged to for the landmark predictor
+LANDMARKS, EMBEDDING = "shape_predictor_5_face_landmarks", "dlib_face_recognition_resnet_model_v1"  # dlib's files
 CHIP_SIDE, CHIP_PADDING = 150, 0.25  # the input of dlib's embedding network
 
 
@@ -38,16 +41,8 @@ def age_and_gender_network() -> keras.Model:
     def convolution(x, channels: int, name: str, stride: int = 1, kernel: int = 3):
         # batch norm on large feature maps takes longer than all convolutions
         small = x.shape[1] // stride <= 8
-        x = layers.Conv2D(
-            channels,
-            kernel,
-            stride,
-            "same",
-            activation=None if small else "relu",
-            use_bias=not small,
-            kernel_initializer="he_normal",
-            name=name,
-        )(x)
+        settings = {"use_bias": not small, "kernel_initializer": "he_normal", "name": name}
+        x = layers.Conv2D(channels, kernel, stride, "same", activation=None if small else "relu", **settings)(x)
         return layers.ReLU()(layers.BatchNormalization(momentum=0.95, name=f"{name}_bn")(x)) if small else x
 
     x = convolution(x, 32, "conv0", stride=2, kernel=5)  # [N, 32, 32, 32]
@@ -60,9 +55,8 @@ def age_and_gender_network() -> keras.Model:
     x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
     ages = layers.Dense(AGES, name="ages")(x)
     genders = layers.Dense(1, name="genders")(x)
-    return keras.Model(
-        images, [layers.Activation("linear", dtype="float32", name=f"{y.name}_logits")(y) for y in (ages, genders)]
-    )
+    logits = [layers.Activation("linear", dtype="float32", name=f"{y.name}_logits")(y) for y in (ages, genders)]
+    return keras.Model(images, logits)
 
 
 def resampling(side: int, sigma, centre=0.0, scale=1.0) -> tf.Tensor:
@@ -82,8 +76,7 @@ def resampling(side: int, sigma, centre=0.0, scale=1.0) -> tf.Tensor:
 def resample(images, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Resize faces, uint8 [N, S, S, 1 or 3], by matrices of `resampling` to float32 [N, 64, 64, 3] in [-1, 1]."""
     side, channels = images.shape[1], images.shape[3]
-    images = tf.cast(images, tf.float32) / 127.5 - 1.0
-    x = tf.reshape(rows @ tf.reshape(images, [-1, side, side * channels]), [-1, SIDE, side, channels])
+    x = tf.reshape(rows @ tf.reshape(normalize(images), [-1, side, side * channels]), [-1, SIDE, side, channels])
     x = tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, side, SIDE * channels])
     x = tf.transpose(tf.reshape(columns @ x, [-1, SIDE, SIDE, channels]), [0, 2, 1, 3])
     return tf.repeat(x, 3, axis=-1) if channels == 1 else x
@@ -140,11 +133,9 @@ def dlib_models():
     if not package or not package.submodule_search_locations:
         raise InputError(MISSING)
     folder = Path(package.submodule_search_locations[0]) / "models"
+    files = [str(folder / f"{name}.dat") for name in (LANDMARKS, EMBEDDING)]
     try:
-        return (
-            dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat")),
-            dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat")),
-        )
+        return dlib.shape_predictor(files[0]), dlib.face_recognition_model_v1(files[1])
     except RuntimeError as error:
         raise InputError(f"{folder} is incomplete: pip install --force-reinstall face_recognition_models") from error
 
@@ -171,7 +162,7 @@ def embeddings(images: np.ndarray) -> np.ndarray:
     box = dlib.rectangle(near, near, far, far)
     vectors = np.empty([len(images), 128], np.float32)
     for vector, image in zip(vectors, images, strict=True):
-        photo = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).convert("RGB")
+        photo = to_image(image).convert("RGB")
         enlarged = np.asarray(photo.resize((LANDMARK_SIDE, LANDMARK_SIDE), Image.Resampling.BILINEAR))
         chip = dlib.get_face_chip(enlarged, predictor(enlarged, box), CHIP_SIDE, CHIP_PADDING)
         vector[:] = network.compute_face_descriptor(chip)

@@ -12,22 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from support import InputError, printable
 from support.alignment import LARGEST_CROP, find_faces, looks_aligned
-from support.errors import InputError, printable
 from support.figures import GIF_BYTES, GRID_COLUMNS, framed, save_animation, sheet
 from support.files import NAME_BYTES, output_name, shortened, unique_name
 from support.images import BadImage, fit_image, read_image, save_image, to_image
 from support.labels import GENDER_NAMES, AgeBins, gender_numbers
-from support.photo_editing import (
-    Photo,
-    apply_edit,
-    edits,
-    own_label,
-    own_labels,
-    relative_ages,
-    report_faces,
-    save_photos,
-)
+from support.photo_editing import Photo, keep_detail, own_label, own_labels, relative_ages, report_faces, save_photos
 from support.terminal import progress
 
 MAX_FACE_ROWS = 3  # faces: a sheet of at most so many has a row for each face, any other a column
@@ -67,21 +58,21 @@ def read_input_faces(
             tqdm.write(f"Left out: {error}")
             continue
         if align:
-            found = report_faces(find_faces(image), printable(str(path)))
+            found = report_faces(find_faces(image), printable(path))
             if not found:
-                tqdm.write(f"Left out: {printable(str(path))}: no face found")
+                tqdm.write(f"Left out: {printable(path)}: no face found")
             faces = [(Image.fromarray(face.image), [face.frame]) for face in found]
         else:
             faces = [(image, [])]
         for face, frames in faces:
             fitted = fit_image(face, size_image, channels)
             if not align and not looks_aligned(fitted):
-                doubtful.append(printable(str(path)))
+                doubtful.append(printable(path))
             crop = fit_image(face, min(LARGEST_CROP, *face.size), 3)
             shown = framed(image, frames, max(size_image, DETAIL_SIDE)) if photo else None
             yield InputFace(unique_name(output_name(path), names), fitted, crop, own_label(path), shown)
     if not names:
-        where = printable(str(paths[0])) if len(paths) == 1 else f"any of {len(paths):,} images"
+        where = printable(paths[0]) if len(paths) == 1 else f"any of {len(paths):,} images"
         raise InputError(f"no face to age in {where}: give --testdir photos of faces")
     if doubtful:
         print(
@@ -95,9 +86,7 @@ def read_input_face(path: str | Path, size_image: int, channels: int, align: boo
     """Return the only face of a photo: see `read_input_faces`. Raises InputError if it shows none or several."""
     faces = list(read_input_faces([path], size_image, channels, align))
     if len(faces) > 1:
-        raise InputError(
-            f"a blend needs one face in each photo, but {printable(str(path))} shows {len(faces)}: crop it"
-        )
+        raise InputError(f"a blend needs one face in each photo, but {printable(path)} shows {len(faces)}: crop it")
     return faces[0]
 
 
@@ -168,8 +157,7 @@ class Renderer:
         z = self.encode(images)
         if not self.detail:
             return Row(faces, z, None, [], [""] * len(z))
-        known = [face.label for face in faces]
-        names = [face.name for face in faces]
+        known, names = [face.label for face in faces], [face.name for face in faces]
         *own, estimated = own_labels(images, known, self.own_ages, self.own_genders, names)
         labels = [
             f"{'about ' * unsure}{age:.0f}, {GENDER_NAMES[gender]}"
@@ -190,7 +178,7 @@ class Renderer:
     def _with_detail(self, row: Row, crops: list[np.ndarray], aged: np.ndarray, age: float) -> list[np.ndarray]:
         """Return a row's crops at an age in years: aged are the generated faces, uint8 [N or 1, S, S, C]."""
         images = np.stack([face.image for face in row.faces])
-        return list(map(apply_edit, crops, edits(images, row.own, aged, row.ages, age, self.detail)))
+        return keep_detail(crops, images, row.own, aged, row.ages, age, self.detail)
 
     def _side(self, row: Row) -> int:
         """Return the side in pixels of a row's faces on a sheet or in a film."""

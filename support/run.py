@@ -18,10 +18,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from support import InputError, first_names, reason
 from support.checkpoints import FOLDER, check_architecture, remove_leftovers, saved_checkpoints
 from support.config import read_config, records_training, write_config
 from support.devices import Devices, translate_lost_workers, translate_out_of_memory
-from support.errors import InputError, first_names, reason
 from support.figures import plot_losses
 from support.files import atomic_write, locked, remove_temporaries
 from support.images import save_image
@@ -133,9 +133,8 @@ class Run:
         """
         losses = {name: float(loss) for name, loss in losses.items()}
         check_finite(losses, step)
-        self.training_log.write_step(step, epoch, losses, learning_rate)
-        if step % HISTOGRAM_STEPS == 0:
-            self.training_log.write_histograms(step, outputs)
+        histograms = {} if step % HISTOGRAM_STEPS else outputs
+        self.training_log.write_step(step, epoch, losses, learning_rate, histograms)
         self.bar.set_postfix_str(self.line(losses))
         self.poll()
 
@@ -238,7 +237,7 @@ class TrainingLog:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def write_step(self, step: int, epoch: float, losses: dict[str, float], learning_rate: float) -> None:
+    def write_step(self, step: int, epoch: float, losses: dict, learning_rate: float, histograms: dict) -> None:
         row = {"step": step, "epoch": f"{epoch:.4f}", **losses, "learning_rate": learning_rate}
         if row.keys() - self.columns.keys():
             self._add_columns(list(row))
@@ -249,6 +248,8 @@ class TrainingLog:
         with self._translate_summary_errors(), self.summary.as_default(step):
             for name, value in {**losses, "learning_rate": learning_rate}.items():
                 tf.summary.scalar(name, value)
+            for name, value in histograms.items():
+                tf.summary.histogram(name, value)
 
     def _add_columns(self, names: list[str]) -> None:
         """Write the header, with the columns of a loss that the run did not have before, empty in earlier rows."""
@@ -257,11 +258,6 @@ class TrainingLog:
         new = [name for name in names if name not in self.columns]
         self.columns |= {name: [math.nan] * len(rows) for name in new}
         self._open([list(self.columns), *(row + [""] * len(new) for row in rows)])
-
-    def write_histograms(self, step: int, values: dict[str, tf.Tensor]) -> None:
-        with self._translate_summary_errors(), self.summary.as_default(step):
-            for name, value in values.items():
-                tf.summary.histogram(name, value)
 
     def write_epoch(self, step: int, grids: dict[str, np.ndarray], held_out_loss: float) -> None:
         with self._translate_summary_errors(), self.summary.as_default(step):

@@ -190,7 +190,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to the main thread only
-            numbers = [number for number in self.SIGNALS if number in self.FORCED or not _is_ignored(number)]
+            ignored = {number for number in self.SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
+            numbers = [number for number in self.SIGNALS if number in self.FORCED or number not in ignored]
             self.handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
             # Python writes each signal's number to this descriptor; on Windows it must be a socket, not a pipe
             self.receiver, self.sender = socket.socketpair()
@@ -220,7 +221,3 @@ class StopSignal:
                 with contextlib.suppress(OSError):  # a closed terminal
                     print("\nFinishing this batch, then saving ...", file=sys.stderr, flush=True)
             self.number = number
-
-
-def _is_ignored(number: int) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN

@@ -13,9 +13,9 @@ from PIL import Image, ImageFont
 import main
 from FaceAging import FaceAging
 from ops import denormalize, load_image
-from support import alignment, pretrained
-from support.errors import InputError
+from support import InputError, alignment
 from support.labels import FEMALE, MALE, AgeBins, gender_labels
+from support.pretrained import Distribution
 from support.rendering import FILM_SIDE, MAX_FACE_ROWS, read_input_faces
 from tests.conftest import TINY
 from tests.test_alignment import photo
@@ -399,26 +399,20 @@ def z():
 
 
 def test_samples_have_the_fitted_distribution(z):
-    drawn = pretrained.sample_distribution(pretrained.fit_distribution(z), 4000, seed=1)
+    drawn = Distribution.fit(z).sample(4000, seed=1)
     assert drawn.dtype == np.float32 and np.abs(drawn).max() < 1
     np.testing.assert_allclose(drawn.mean(axis=0), z.mean(axis=0), atol=0.03)
     np.testing.assert_allclose(np.cov(drawn, rowvar=False), np.cov(z, rowvar=False), atol=0.02)
 
 
 def test_samples_depend_on_the_seed_but_not_on_the_count(z):
-    fitted = pretrained.fit_distribution(z)
-    assert np.array_equal(
-        pretrained.sample_distribution(fitted, 3, seed=1), pretrained.sample_distribution(fitted, 10, seed=1)[:3]
-    )
-    assert not np.array_equal(
-        pretrained.sample_distribution(fitted, 3, seed=1), pretrained.sample_distribution(fitted, 3, seed=2)
-    )
+    fitted = Distribution.fit(z)
+    assert np.array_equal(fitted.sample(3, seed=1), fitted.sample(10, seed=1)[:3])
+    assert not np.array_equal(fitted.sample(3, seed=1), fitted.sample(3, seed=2))
 
 
 def test_fit_accepts_codes_at_the_limits():
-    assert np.isfinite(
-        pretrained.fit_distribution(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance
-    ).all()
+    assert np.isfinite(Distribution.fit(np.array([[1.0, -1.0], [0.0, 0.5], [-1.0, 1.0]], np.float32)).covariance).all()
 
 
 def test_a_packed_model_has_the_distribution_of_z(run, tmp_path, faces):
@@ -469,4 +463,4 @@ def test_random_rejects_flags_of_photos(flag, tmp_path, monkeypatch, capsys):
 
 def test_fit_rejects_a_single_code():
     with pytest.raises(InputError, match="use two or more"):
-        pretrained.fit_distribution(np.zeros([1, 5], np.float32))
+        Distribution.fit(np.zeros([1, 5], np.float32))

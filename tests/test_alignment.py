@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import main
-from support import alignment
+from support import InputError, alignment
 from support.alignment import (
     TEMPLATE,
     align_dataset,
@@ -25,7 +25,6 @@ from support.alignment import (
     similarity,
 )
 from support.dataset import list_faces
-from support.errors import InputError
 from tests.conftest import ROOT, TINY_FLAGS, make_image
 
 SIDE = 160

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from FaceAging import FaceAging
-from support.errors import InputError
+from support import InputError
 from support.pretrained import INCLUDED_MODELS
 from tests.conftest import ROOT, TINY
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ops import load_image
+from support import InputError
 from support.batches import BatchLoader, epoch_order, train_val_split
 from support.dataset import Face
-from support.errors import InputError
 from support.images import read_parts
 from support.labels import MALE, AgeBins, gender_labels
 from tests.conftest import ROOT, make_numbered_faces

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from FaceAging import FaceAging
-from support import terminal
+from support import InputError, terminal
 from support.config import MODEL_FLAGS
 from support.dataset import find_images
-from support.errors import InputError
 from support.flags import DEMO_FACES, make_parser, parse_flags
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS
 from tests.conftest import ROOT, TINY_FLAGS, refuse_to_list

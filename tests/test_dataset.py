@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support import dataset
+from support import InputError, dataset
 from support.alignment import alignment_warning
 from support.config import MODEL_FLAGS, restore_flags
 from support.dataset import describe, find_dataset, list_faces
-from support.errors import InputError
 from support.flags import parse_flags
 from support.images import find_copies
 from support.labels import FEMALE, MALE, UNKNOWN, AgeBins

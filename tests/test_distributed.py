@@ -20,9 +20,9 @@ import tensorflow as tf
 import main
 from FaceAging import FaceAging
 from ops import load_image
+from support import InputError
 from support.batches import BatchLoader, train_val_split
 from support.devices import Devices, choose_strategy
-from support.errors import InputError
 from support.losses import PAPER_TERMS
 from tests.conftest import TINY, TINY_FLAGS
 

@@ -15,9 +15,8 @@ from PIL import Image, ImageCms
 
 import main
 from ops import load_image
-from support import dataset, images
+from support import InputError, dataset, images
 from support.dataset import image_names, list_faces
-from support.errors import InputError
 from support.images import BadImage, open_image, read_image
 
 ROOT = Path(main.__file__).parent

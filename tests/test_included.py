@@ -11,10 +11,9 @@ import pytest
 import main
 from FaceAging import FaceAging
 from ops import load_image
-from support import recognition
+from support import InputError, recognition
 from support.config import read_config
 from support.dataset import parse_name
-from support.errors import InputError
 from support.pretrained import INCLUDED_MODELS, load_quantized, quantize_weights
 from tests.conftest import TINY, TINY_FLAGS
 from tools import compare_runs, package_model, train_model

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import InputError
 from support.dataset import describe, list_faces
-from support.errors import InputError
 from support.labels import (
     AGE_BOUNDS,
     FEMALE,

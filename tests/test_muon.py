@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import main
 from FaceAging import MUON_RATE, FaceAging, TrainingPlan
+from support import InputError
 from support.config import RECIPES, read_config
-from support.errors import InputError
 from support.fast_ops import Adam, Muon
 from support.losses import PRESETS, complete_weights
 from tests.conftest import TINY_FLAGS

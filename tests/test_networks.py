@@ -9,8 +9,7 @@ from PIL import Image
 
 import ops
 from FaceAging import FaceAging, objectives
-from support import fast_ops
-from support.errors import InputError
+from support import InputError, fast_ops
 from support.losses import PAPER_TERMS
 from support.pretrained import reference_name
 from tests.conftest import TINY

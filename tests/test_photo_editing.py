@@ -11,8 +11,8 @@ from PIL import Image, ImageCms
 
 import main
 from FaceAging import FaceAging
+from support import InputError
 from support.alignment import find_faces
-from support.errors import InputError
 from support.figures import FRAME_COLOR, framed
 from support.photo_editing import FEATHER, Photo, apply_edit, edits, feathered, own_label, own_labels, read_photo
 from support.rendering import read_input_face

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from ops import load_image
-from support import recognition
+from support import InputError, recognition
 from support.batches import train_val_split
 from support.dataset import list_faces
-from support.errors import InputError
 from support.labels import FEMALE
 from tools import train_age_network
 

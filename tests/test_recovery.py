@@ -21,8 +21,8 @@ import tensorflow as tf
 
 import main
 from FaceAging import FaceAging
+from support import InputError
 from support.checkpoints import OBJECT_GRAPH, saved_checkpoints
-from support.errors import InputError
 from support.files import NO_FOLDER_SYNC, remove_temporaries, write_json
 from support.run import TrainingLog
 from tests.conftest import TINY, TINY_FLAGS
@@ -444,7 +444,7 @@ def test_damaged_log_is_copied_and_its_valid_rows_are_continued(copy, capsys, da
     losses = dict.fromkeys([name for name in names if "loss" in name], 0.25)
     for number in (6, 7):
         with TrainingLog(copy, number - 1) as log:
-            log.write_step(number, 1.2, losses | ({"new_loss": 1.0} if number == 7 else {}), 1e-4)
+            log.write_step(number, 1.2, losses | ({"new_loss": 1.0} if number == 7 else {}), 1e-4, {})
     with TrainingLog(copy, 7) as log:
         assert len(log.columns["EG_loss"]) == valid + 2 and log.columns["EG_loss"][-2:] == [0.25, 0.25]
         assert np.isnan(log.columns["new_loss"]).tolist() == [True] * (valid + 1) + [False]

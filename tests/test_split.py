@@ -10,11 +10,10 @@ import pytest
 
 import main
 from FaceAging import FaceAging
-from support import batches, pretrained
+from support import InputError, batches, pretrained
 from support.batches import choose_evaluation_faces, train_val_split
 from support.config import read_config
 from support.dataset import Face, list_faces
-from support.errors import InputError
 from support.files import write_json
 from support.images import find_copies
 from support.labels import UNKNOWN, parse_person

@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from FaceAging import FaceAging
 from ops import load_image
+from support import InputError
 from support.batches import epoch_name, read_faces, train_val_split
 from support.config import read_config
 from support.dataset import list_faces
-from support.errors import InputError
 from support.files import locked
 from support.images import save_image
 from support.losses import PRESETS

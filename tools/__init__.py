@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from support.errors import InputError
+from support import InputError
+from support.batches import Split, train_val_split
+from support.config import read_config
+from support.dataset import find_dataset, list_faces
 from support.terminal import make_streams_safe
 
 
@@ -36,6 +39,14 @@ def run(tool: Callable[[list[str]], int]) -> None:
     """Run a tool with the arguments of this process, and end the process with its exit status."""
     make_streams_safe()
     sys.exit(tool(sys.argv[1:]))
+
+
+def split_of(folder: Path, data_folder: str | Path = "data") -> Split:
+    """Return the faces that a run was trained on, and those held out of its training."""
+    config = read_config(folder)
+    training = config["training"]
+    faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
+    return train_val_split(faces, config["model"]["seed"], config)
 
 
 def read_losses(folder: Path) -> list[dict[str, float]]:

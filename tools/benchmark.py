@@ -4,10 +4,8 @@ Each row is measured in its own process, and so is its memory. Compared times ar
 one process. Without --full it takes less than eight minutes on two otherwise idle cores.
 """
 
-import argparse
 import contextlib
 import functools
-import json
 import os
 import platform
 import resource
@@ -17,10 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+from support.files import write_json
 from support.labels import gender_labels
-from support.terminal import PROJECT
+from support.terminal import PROJECT, quiet
 from tools import make_parser, run
 
 BATCH = 100
@@ -35,10 +36,10 @@ class Enough(Exception):
     """Ends a training."""
 
 
-def clock(function: Callable, *arguments) -> float:
+def clock(function: Callable) -> float:
     """Return the seconds of a call that returns a tensor or a dict of tensors."""
     began = time.perf_counter()
-    result = function(*arguments)
+    result = function()
     for value in result.values() if isinstance(result, dict) else [result]:
         value.numpy()
     return time.perf_counter() - began
@@ -142,12 +143,8 @@ def measure_loop(precision: str) -> dict:
         (after,) = alternate(step)
     periods = [end - start for start, end in zip(starts[WARM_UP:], starts[WARM_UP + 1 :], strict=False)]
     seconds, alone = statistics.median(periods), (before + after) / 2
-    return {
-        "seconds a step": seconds,
-        "step alone, s": alone,
-        "loop / step alone": seconds / alone,
-        "peak memory, GB": peak_gb(),
-    }
+    ratios = {"seconds a step": seconds, "step alone, s": alone, "loop / step alone": seconds / alone}
+    return {**ratios, "peak memory, GB": peak_gb()}
 
 
 def measure_pipeline() -> dict:
@@ -166,14 +163,14 @@ def measure_pipeline() -> dict:
     return {"images/s": images / seconds, "peak memory, GB": peak_gb()}
 
 
-def measure_aging(number: str) -> dict:
+def measure_aging(number: int, rounds: int) -> dict:
     """Encoding faces and generating each at ten ages as male and as female, without the sheets."""
     import numpy as np
     import tensorflow as tf
 
     from FaceAging import FaceAging
 
-    model, number = FaceAging(), int(number)
+    model = FaceAging()
     images = np.random.default_rng(0).integers(0, 256, [10, 128, 128, 3], dtype=np.uint8)
 
     def age_faces():
@@ -184,7 +181,7 @@ def measure_aging(number: str) -> dict:
         return tf.zeros([])
 
     clock(age_faces)
-    seconds, product = alternate(age_faces, matrix_product("float32"), rounds=ROUNDS if number <= 10 else 1)
+    seconds, product = alternate(age_faces, matrix_product("float32"), rounds=rounds)
     speed = gflops(seconds, number * (ENCODE + 2 * len(model.bins) * GENERATE))
     return {
         "seconds": seconds,
@@ -194,11 +191,11 @@ def measure_aging(number: str) -> dict:
     }
 
 
-def time_main(*flags: str, rounds: int) -> dict:
+def time_main(*flags: str, rounds: int = ROUNDS) -> dict:
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
-        subprocess.run([sys.executable, PROJECT / "main.py", *flags], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, PROJECT / "main.py", *flags], check=True)
         times.append(time.perf_counter() - began)
     return {"seconds": statistics.median(times)}
 
@@ -220,9 +217,9 @@ ROWS = {  # the function and its arguments; the rows of LONG only with --full
     "training loop, mixed_bfloat16": (measure_loop, "mixed_bfloat16"),
     "training loop, float32": (measure_loop, "float32"),
     "input pipeline alone": (measure_pipeline,),
-    "aging 10 faces, float32": (measure_aging, "10"),
-    "aging 500 faces, float32": (measure_aging, "500"),
-    "main.py --help": (functools.partial(time_main, "--help", rounds=ROUNDS),),
+    "aging 10 faces, float32": (measure_aging, 10, ROUNDS),
+    "aging 500 faces, float32": (measure_aging, 500, 1),
+    "main.py --help": (time_main, "--help"),
     "test mode on 10 faces": (measure_test_mode,),
 }
 LONG = ("training loop, float32", "aging 500 faces, float32")
@@ -240,29 +237,26 @@ def machine() -> dict:
     }
 
 
+def mute() -> None:
+    """Discard the output of this process and of those that it starts."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
 def benchmark(argv: list[str]) -> int:
     parser = make_parser(benchmark)
     parser.add_argument("--full", action="store_true", help="measure the long rows too")
     parser.add_argument("--json", type=Path, default=Path("benchmark.json"), help="the file to write")
-    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if flags.row:
-        measure, *arguments = ROWS[flags.row]
-        flags.json.write_text(json.dumps(measure(*arguments)))
-        return 0
+    quiet()
     report = {"machine": machine()}
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "row.json"
-        for row in ROWS if flags.full else [row for row in ROWS if row not in LONG]:
-            command = [sys.executable, "-m", "tools.benchmark", "--json", str(result), "--row", row]
-            subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            report[row] = json.loads(result.read_text())
-            print(
-                f"\n{row}", *(f"  {name:45}{value:12.3f}" for name, value in report[row].items()), sep="\n", flush=True
-            )
-    flags.json.write_text(json.dumps(report, indent=2) + "\n")
+    for row in ROWS if flags.full else [row for row in ROWS if row not in LONG]:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=mute) as process:
+            report[row] = process.submit(*ROWS[row]).result()
+        print(f"\n{row}", *(f"  {name:45}{value:12.3f}" for name, value in report[row].items()), sep="\n", flush=True)
+    write_json(flags.json, report)
     print(f"\nwritten to {flags.json}")
     return 0
 

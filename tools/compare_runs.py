@@ -13,35 +13,31 @@ the age network was trained on: see real_age_mae.
 """
 
 import functools
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 import main
-from support.batches import choose_evaluation_faces, train_val_split
+from support import InputError
+from support.batches import choose_evaluation_faces
 from support.config import as_flag, read_config
-from support.dataset import find_dataset, list_faces
-from support.errors import InputError
 from support.files import write_json
 from support.flags import true_or_false
 from support.images import read_images
-from tools import command, make_parser, read_losses, run
+from tools import command, make_parser, read_losses, run, split_of
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
     import ops
     from FaceAging import FaceAging
-    from support.evaluation import markdown, table_cells
+    from support.evaluation import markdown
 
 LAST_STEPS = 300
 COLUMNS = {  # with their decimals
     **{"weights": 0, "step": 0, "L1": 4, "PSNR": 2, "SSIM": 3, "sharpness": 3, "z_KS": 3},
     **{"youngest": 1, "oldest": 1, "age_mae": 1, "rank_correlation": 2, "gender_accuracy": 3, "aged_sharpness": 2},
-    **{"reconstruction_verification": 2, "aged_verification": 2},
-    **{"reconstruction_verification_far1": 2, "aged_verification_far1": 2},
-    **{"label_movement": 4, "diversity": 2, "train L1": 4, "G_img": 3, "D_img": 3},
+    **{"reconstruction_verification": 2, "aged_verification": 2, "reconstruction_verification_far1": 2},
+    **{"aged_verification_far1": 2, "label_movement": 4, "diversity": 2, "train L1": 4, "G_img": 3, "D_img": 3},
     **{"real_age_mae": 1, "real_gender_accuracy": 2},
 }
 
@@ -67,10 +63,8 @@ def late_losses(folder: Path) -> dict[str, float]:
 
 def measure(folder: Path, data_folder: Path, identity: bool = True) -> dict:
     """Return a run's row: the values of COLUMNS by name, as far as known, and all metrics under "metrics"."""
-    model, config = FaceAging.load(folder), read_config(folder)
-    training = config["training"]
-    faces = list_faces(find_dataset(training["dataset"], data_folder), training.get("unknown_gender", False)).faces
-    trained_on, held_out, _ = train_val_split(faces, model.seed, config)
+    model, training = FaceAging.load(folder), read_config(folder)["training"]
+    trained_on, held_out, _ = split_of(folder, data_folder)
     held_out, _ = choose_evaluation_faces(held_out, trained_on, training.get("init_model"))
     metrics = model.evaluate(held_out, identity, sorted(trained_on))
 
@@ -106,7 +100,7 @@ def compare_runs(argv: list[str]) -> int:
         except (InputError, OSError) as error:  # no checkpoint yet
             print(f"Skipped: {folder}: {error}", file=sys.stderr)
             continue
-        table = markdown(table_cells("run", {folder.name: rows[-1]}, COLUMNS)).splitlines()
+        table = markdown("run", {folder.name: rows[-1]}, COLUMNS).splitlines()
         print("\n".join(table if len(rows) == 1 else table[2:]), flush=True)
         if flags.out:  # after each run, so that a long comparison can be stopped
             write_json(flags.out.with_name(f"{flags.out.name}.json"), rows)

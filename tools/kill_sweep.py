@@ -5,29 +5,28 @@ Each run that ends must have the checkpoint, losses, images and files of the uni
 next run begins. Exit status 1 if anything is lost.
 """
 
+import multiprocessing
 import os
 import random
 import re
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from tqdm import tqdm
 
-import FaceAging
 import main
-from support import run as run_module
-from support.checkpoints import saved_checkpoints
 from support.config import PRECISIONS
 from tests.conftest import TINY_FLAGS, make_faces
 from tools import make_parser, run
+
+with main.silence():
+    from FaceAging import FaceAging
+    from support import run as run_module
+    from support.checkpoints import saved_checkpoints
 
 EPOCHS = 8  # of 5 steps
 CHECKPOINT_SECONDS = 0.2
@@ -36,38 +35,28 @@ POLL = 0.001
 COUNTS = ("kills", "while a checkpoint was being written", "resumes from a step above 0", "runs ended equal")
 
 
-class Process:
+class Training(multiprocessing.get_context("fork").Process):
     """A process of a run, forked before TensorFlow computes anything, which saves the import."""
 
     def __init__(self, save_dir: Path, precision: str):
+        super().__init__()
+        self.save_dir, self.precision = save_dir, precision
         self.folder = save_dir / "checkpoint"
         self.losses = save_dir / "losses.csv"
         self.log = save_dir.with_suffix(".log")
         self.log.write_bytes(b"")
-        self.ended = False
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 70
-            try:
-                with self.log.open("ab") as log:
-                    os.dup2(log.fileno(), 1)
-                    os.dup2(log.fileno(), 2)
-                status = train(save_dir, precision)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
+        self.start()
 
-    def running(self) -> bool:
-        self.ended = self.ended or bool(os.waitpid(self.pid, os.WNOHANG)[0])
-        return not self.ended
+    def run(self) -> None:
+        with self.log.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        train(self.save_dir, self.precision)
 
     def wait(self, done: Callable[[], bool] = lambda: False) -> None:
         """Wait until done() or the end of the process."""
         start = time.monotonic()
-        while self.running() and not done():
+        while self.is_alive() and not done():
             if time.monotonic() - start > PATIENCE:
                 self.kill()
                 raise AssertionError(f"no progress in {PATIENCE} s: {self.log}")
@@ -77,11 +66,6 @@ class Process:
         self.wait()
         assert "Done!" in self.text(), f"ended with an error: {self.text()}"
 
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self.ended = True
-
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
@@ -89,19 +73,19 @@ class Process:
         return [int(number) for number in re.findall(pattern, self.text())]
 
 
-def train(save_dir: Path, precision: str) -> int:
+def train(save_dir: Path, precision: str) -> None:
     """Train, in the child, and print a line for each checkpoint that was written."""
     run_module.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
-    save = FaceAging.FaceAging.save_checkpoint
+    save = FaceAging.save_checkpoint
 
     def save_and_print(model):
         path = save(model)
         print(f"saved {int(model.step)}", flush=True)
         return path
 
-    FaceAging.FaceAging.save_checkpoint = save_and_print
+    FaceAging.save_checkpoint = save_and_print
     flags = ["--dataset=synthetic", f"--epoch={EPOCHS}", f"--savedir={save_dir}", f"--precision={precision}"]
-    return main.main([*flags, *TINY_FLAGS])
+    main.main([*flags, *TINY_FLAGS])
 
 
 def incomplete(folder: Path) -> set[str]:
@@ -124,7 +108,7 @@ def content(save_dir: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(timed)}
 
 
-def wait_at_random(process: Process, chance: random.Random, earlier: set[str], step: int) -> None:
+def wait_at_random(process: Training, chance: random.Random, earlier: set[str], step: int) -> None:
     """Wait for a random moment; earlier: incomplete files at the start of the process, step: its last saved step."""
     way = chance.choices(("writing", "steps", "starting"), (5, 4, 1))[0]
     if way == "writing":
@@ -145,16 +129,15 @@ def wait_at_random(process: Process, chance: random.Random, earlier: set[str], s
 def run_and_kill(save_dir: Path, precision: str, chance: random.Random, counts: Counter, confirmed: int) -> int | None:
     """Run a process and kill it at a random moment. Return the last step known to be saved, None if the run ended."""
     before = last_step(save_dir / "checkpoint")
-    process = Process(save_dir, precision)
+    process = Training(save_dir, precision)
     earlier = incomplete(process.folder)
     wait_at_random(process, chance, earlier, before)
-    if process.running():
-        ended = False
+    ended = not process.is_alive()
+    if not ended:
         process.kill()
+        process.join()
         counts["kills"] += 1
         counts["while a checkpoint was being written"] += bool(incomplete(process.folder) - earlier)
-    else:
-        ended = True
     resumed = process.logged(r"Resuming at epoch \w+ after step (\d+)")
     resumed = resumed or process.logged(r"(\d+) epochs are done") and [before]
     if resumed:
@@ -171,7 +154,7 @@ def sweep(folder: Path, kills: int, precision: str, seed: int) -> Counter:
     """Kill runs in the folder this many times, then let the last one end. Raises AssertionError if anything is lost."""
     os.chdir(folder)
     make_faces(Path("data/synthetic"))
-    Process(folder / "uninterrupted", precision).wait_for_the_end()
+    Training(folder / "uninterrupted", precision).wait_for_the_end()
     expected = content(folder / "uninterrupted")
     chance, counts = random.Random(seed), Counter(dict.fromkeys(COUNTS, 0))
     bar = tqdm(total=kills, unit="kill", disable=None)
@@ -182,7 +165,7 @@ def sweep(folder: Path, kills: int, precision: str, seed: int) -> Counter:
             confirmed = run_and_kill(save_dir, precision, chance, counts, confirmed)
             bar.update(counts["kills"] - bar.n)
         if confirmed is not None:
-            Process(save_dir, precision).wait_for_the_end()
+            Training(save_dir, precision).wait_for_the_end()
         found = content(save_dir)
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         assert not differing, f"{save_dir} differs from the uninterrupted run in {', '.join(differing)}"

@@ -1,7 +1,4 @@
-"""Measure face detection and alignment; with `fit`, make the included statistics of aligned faces again.
-
-    python -m tools.measure_alignment data/UTKFace                  everything below but fit
-    python -m tools.measure_alignment data/UTKFace scenes photos    these only
+"""Measure face detection and alignment: `python -m tools.measure_alignment data/UTKFace [MEASURE ...]`.
 
 template  positions of eyes, nose and mouth in the data set and their spread: TEMPLATE of support/alignment.py
 scenes    aligned faces placed in larger images at known positions, sizes and angles: detection rate and accuracy
@@ -9,7 +6,7 @@ empty     images without a face, in four orientations: number of detections
 photos    public-domain photos of scikit-image and matplotlib: rotated, scaled, stretched, in groups
 time      CPU seconds and memory for photos of 1, 12 and 108 megapixels after the first
 doubts    how often looks_aligned doubts aligned and other images
-fit       support/pretrained/aligned_face.npy, from faces that the other measurements do not use
+fit       makes support/pretrained/aligned_face.npy again, from faces that the others do not use; only if it is named
 
 The true position in a scene is known; that in a changed photo is the detection in the original, transformed as the
 photo. A face is found within 5% if both eyes (or mouth corners) of TEMPLATE are within 5% of the crop's width.
@@ -17,6 +14,7 @@ photo. A face is found within 5% if both eyes (or mouth corners) of TEMPLATE are
 
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +22,11 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from support import alignment
+from support import InputError, alignment
 from support.alignment import TEMPLATE, Detections, find_faces, frame_side, looks_aligned, map_points, similarity
-from support.errors import InputError
 from tools import command, make_parser, run
 
+MEASURES = ("template", "scenes", "empty", "photos", "time", "doubts", "fit")
 FITTED = 6000  # faces of the shuffled set: half to fit, half to set the threshold; the other measurements use the rest
 FALSE_ALARMS = 0.002
 EYES, MOUTH = TEMPLATE[:2], TEMPLATE[3:]
@@ -192,10 +190,9 @@ def empty_images(paths: list[Path], rng: np.random.Generator) -> Iterator[tuple[
 
 def measure_empty(paths: list[Path], rng: np.random.Generator) -> None:
     """Print the false detections, and the highest confidence of anything."""
-    kinds: dict[str, list[int]] = {}
-    highest = 0.0
+    kinds, highest = defaultdict(list), 0.0
     for kind, image in empty_images(paths, rng):
-        kinds.setdefault(kind, []).append(len(find_faces(image).faces))
+        kinds[kind].append(len(find_faces(image).faces))
         points = np.concatenate([alignment.find_points(image, quarters) for quarters in range(4)])
         highest = max([highest, *(alignment.refine(image, five).confidence for five in points)])
     for kind, counts in {**kinds, "all": sum(kinds.values(), [])}.items():
@@ -227,12 +224,10 @@ def group(members: list[tuple[Image.Image, np.ndarray]], width: int, height: int
 
 
 def measure_photos() -> None:
-    tallies: dict[str, Tally] = {}
-    members = []
+    tallies, members = defaultdict(Tally), []
 
     def add(kind: str, image: Image.Image, faces: list[np.ndarray]) -> None:
-        truths = [similarity(TEMPLATE, points) for points in faces]
-        tallies.setdefault(kind, Tally()).add(find_faces(image), truths)
+        tallies[kind].add(find_faces(image), [similarity(TEMPLATE, points) for points in faces])
 
     for name in ("astronaut", "grace_hopper", "camera"):  # camera: a man in profile
         photo = packaged(name)
@@ -294,21 +289,22 @@ def unaligned(rng: np.random.Generator, face: Image.Image) -> dict[str, Image.Im
 
 
 def measure_doubts(paths: list[Path], rng: np.random.Generator) -> None:
-    doubted: dict[str, list[bool]] = {}
+    doubted = defaultdict(list)
     for path in paths:
         face = read(path)
         images = {"aligned (false alarms)": face, "scene": scene(rng, face, (600, 600))[0], **unaligned(rng, face)}
         for name, image in images.items():
-            doubted.setdefault(name, []).append(not looks_aligned(np.asarray(image)))
+            doubted[name].append(not looks_aligned(np.asarray(image)))
     for name, doubts in doubted.items():
         print(f"doubts: {name:28} {np.mean(doubts):.1%} of {len(doubts)}")
 
 
+def features(image: Image.Image) -> np.ndarray:
+    return alignment.features(np.asarray(image))
+
+
 def fit(paths: list[Path], rng: np.random.Generator) -> np.ndarray:
     """Return the discriminant of support/alignment.py, float16 [513]: half of the paths fit it, half its threshold."""
-
-    def features(image: Image.Image) -> np.ndarray:
-        return alignment.features(np.asarray(image))
 
     half = len(paths) // 2
     good = np.array([features(read(path)) for path in paths[:half]])
@@ -326,8 +322,7 @@ def fit(paths: list[Path], rng: np.random.Generator) -> np.ndarray:
 def measure_alignment(argv: list[str]) -> int:
     parser = make_parser(measure_alignment)
     parser.add_argument("folder", type=Path, help="UTKFace's aligned faces")
-    every = ("template", "scenes", "empty", "photos", "time", "doubts", "fit")
-    parser.add_argument("measures", nargs="*", choices=[*every, []], help="by default all but fit")
+    parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], help="by default all but fit")
     parser.add_argument("--faces", type=int, default=500, help="number of scenes [%(default)s]")
     parser.add_argument("--many", type=int, default=1500, help="faces for template and doubts [%(default)s]")
     parser.add_argument("--seed", type=int, default=2017, help="[%(default)s]")
@@ -346,7 +341,7 @@ def measure_alignment(argv: list[str]) -> int:
         "doubts": lambda: measure_doubts(others[: flags.many], rng),
         "fit": lambda: np.save(alignment.DISCRIMINANT, fit([paths[i] for i in order[:FITTED]], rng)),
     }
-    for measure in flags.measures or every[:-1]:
+    for measure in flags.measures or MEASURES[:-1]:
         measures[measure]()
     return 0
 

@@ -20,21 +20,20 @@ from PIL import Image
 
 import main
 from support import figures
-from support.batches import train_val_split
 from support.config import TRAINING_FLAGS, as_flag, read_config
-from support.dataset import Face, find_dataset, image_names, list_faces
+from support.dataset import Face, image_names
 from support.files import atomic_write, write_json
 from support.flags import to_path
 from support.images import save_image
 from support.labels import FEMALE, MALE, parse_name
 from support.pretrained import DEFAULT_MODEL, FINGERPRINTS_FILE, INCLUDED_MODELS, WEIGHTS_FILE, fingerprints
-from tools import command, make_parser, read_losses, run
+from tools import command, make_parser, read_losses, run, split_of
 
 with main.silence():
     import ops
     from FaceAging import FaceAging
     from support.checkpoints import saved_checkpoints
-    from support.evaluation import METRICS, markdown, table_cells
+    from support.evaluation import METRICS, markdown
     from support.pretrained import load_quantized, quantize_weights
     from tools.train_model import kept_epochs
 
@@ -54,13 +53,6 @@ BEGIN, END = "<!-- numbers, written by tools.package_model -->", "<!-- end of nu
 GIF_BYTES, GIF_SIDE = 4_000_000, 64  # of demo_train.gif, and pixels of a face in it
 WIDTH = 1600  # pixels of the large figures
 LARGE_FACE, LARGE = 4, 256  # the number of the face in demo/ages.png, and its side in pixels
-
-
-def faces_of(folder: Path) -> tuple[list[Face], list[Face]]:
-    """Return (training, held out), the faces of a run's data set."""
-    config = read_config(folder)
-    faces = list_faces(find_dataset(config["training"]["dataset"]), config["training"]["unknown_gender"]).faces
-    return train_val_split(faces, config["model"]["seed"], config)[:2]
 
 
 def load_averaged(folder: Path) -> FaceAging:
@@ -104,40 +96,32 @@ def write_card(source: Path) -> None:
     """Write the metrics of the packaged model, and the cost of packing, between the marks of its model card."""
     folder = INCLUDED_MODELS[DEFAULT_MODEL]
     model = FaceAging.load()
-    training, held_out = faces_of(folder)
+    training, held_out, _ = split_of(folder)
     metrics = model.evaluate(held_out, others=training)
     count = metrics["overall"]["faces"]
+    packings = {"8 bits, as included": metrics["overall"], **packing_costs(source, held_out)}
     parts = [
         BEGIN,
         f"{training_summary(read_config(folder))} Measured on the {count} faces held out of training; the results of "
         "small groups are uncertain.",
-        table(
-            "weights",
-            {"8 bits, as included": metrics["overall"], **packing_costs(source, held_out)},
-            RECONSTRUCTION_COLUMNS,
-        ),
-        table("age", metrics["by_age"], RECONSTRUCTION_COLUMNS),
-        table("gender", metrics["by_gender"], RECONSTRUCTION_COLUMNS),
+        markdown("weights", packings, RECONSTRUCTION_COLUMNS),
+        markdown("age", metrics["by_age"], RECONSTRUCTION_COLUMNS),
+        markdown("gender", metrics["by_gender"], RECONSTRUCTION_COLUMNS),
         "By race, as labelled in the data set:",
-        table("race", by_race(model, held_out), RECONSTRUCTION_COLUMNS),
+        markdown("race", by_race(model, held_out), RECONSTRUCTION_COLUMNS),
         meanings(RECONSTRUCTION_COLUMNS),
         AGING_TITLE,
-        table("requested age", metrics["aging"]["by_bin"], AGING_COLUMNS),
+        markdown("requested age", metrics["aging"]["by_bin"], AGING_COLUMNS),
         meanings(AGING_COLUMNS),
     ]
     if identity := metrics.get("identity"):
-        parts.append(IDENTITY_TITLE)
-        parts.append(table("age", {**identity["by_bin"], "all": identity["overall"]}, IDENTITY_COLUMNS))
-        parts.append(meanings(IDENTITY_COLUMNS))
+        rows = {**identity["by_bin"], "all": identity["overall"]}
+        parts += [IDENTITY_TITLE, markdown("age", rows, IDENTITY_COLUMNS), meanings(IDENTITY_COLUMNS)]
     card = folder / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     with atomic_write(card) as path:
         path.write_text(before + "\n\n".join([*parts, END]) + after, encoding="utf-8")
-
-
-def table(head: str, groups: dict[str, dict], columns: dict[str, int]) -> str:
-    return markdown(table_cells(head, groups, columns))
 
 
 def meanings(columns: dict[str, int]) -> str:
@@ -233,7 +217,7 @@ def draw_training(source: Path) -> None:
 
 
 STEPS = {
-    "model": lambda source: pack(source, faces=faces_of(source)[0]),
+    "model": lambda source: pack(source, faces=split_of(source).training),
     "card": write_card,
     "faces": lambda source: make_faces(),
     "figures": lambda source: draw_figures(),

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import functools
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy as np
 from support.batches import read_faces, train_val_split
 from support.config import RECIPES
 from support.dataset import find_dataset, list_faces
-from support.errors import InputError
 from support.files import write_json
 from support.flags import whole_number
+from tools import command, make_parser, run
 
 
 class Finished(Exception):
@@ -95,12 +94,10 @@ def table(watches: dict[str, Watch], target: float) -> str:
     return "\n".join(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.time_to_quality",
-        description=__doc__.partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+@command
+def time_to_quality(argv: list[str]) -> int:
+    parser = make_parser(time_to_quality)
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--dataset", default="UTKFace", metavar="NAME", help="the faces in data/NAME")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["paper", "muon"], help="in this order")
     parser.add_argument("--target", type=float, default=0.114, metavar="L1", help="pixels are within -1 and 1")
@@ -117,15 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     flags = parser.parse_args(argv)
-    try:
-        faces = list_faces(find_dataset(flags.dataset)).faces
-        watches = {}
-        for name in flags.recipes:
-            print(f"Recipe {name}", flush=True)
-            watches[name] = measure(name, faces, flags)
-    except InputError as error:
-        print(f"time_to_quality: {error}", file=sys.stderr)
-        return 2
+    faces, watches = list_faces(find_dataset(flags.dataset)).faces, {}
+    for name in flags.recipes:
+        print(f"Recipe {name}", flush=True)
+        watches[name] = measure(name, faces, flags)
     print(table(watches, flags.target))
     if flags.json:
         write_json(flags.json, {name: watch.rows for name, watch in watches.items()})
@@ -133,4 +125,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(time_to_quality)

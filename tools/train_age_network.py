@@ -7,11 +7,11 @@ written in 8 bits, and measured so.
 """
 
 import functools
-import os
 import time
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 import main
 from support.batches import epoch_order, read_images, train_val_split
@@ -19,14 +19,13 @@ from support.dataset import Face, find_dataset, list_faces
 from support.labels import FEMALE, AgeBins
 from tools import command, make_parser, run
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with main.silence():
     import keras
     import tensorflow as tf
 
     import ops
     from support import devices, recognition
-    from support.evaluation import markdown, table_cells
+    from support.evaluation import markdown
     from support.pretrained import load_quantized, quantize_weights
 
 SEED = 2017
@@ -108,19 +107,8 @@ def train(network: keras.Model, images: np.ndarray, faces: list[Face], epochs: i
             chosen = order[i : i + BATCH]
             results.append(step(augment(images[chosen], random), distributions[chosen], ages[chosen], genders[chosen]))
         loss, error, correct = np.mean(results, axis=0)
-        seconds = time.monotonic() - begun
-        print(
-            f"Epoch {epoch}/{epochs}: loss {loss:.3f}, error {error:.2f} years, gender accuracy {correct:.1%}, "
-            f"{seconds:.0f} s",
-            flush=True,
-        )
-
-
-def blur(images: np.ndarray, sigma: float) -> np.ndarray:
-    """Return faces, uint8 [N, S, S, 3], blurred by a Gaussian of `sigma` pixels."""
-    from scipy.ndimage import gaussian_filter1d
-
-    return gaussian_filter1d(gaussian_filter1d(images, sigma, axis=1), sigma, axis=2)
+        line = f"Epoch {epoch}/{epochs}: loss {loss:.3f}, error {error:.2f} years, gender accuracy {correct:.1%}"
+        print(f"{line}, {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def table(head: str, network: keras.Model, images: np.ndarray, faces: list[Face]) -> str:
@@ -136,7 +124,7 @@ def table(head: str, network: keras.Model, images: np.ndarray, faces: list[Face]
         for name, chosen in groups.items()
         if chosen.any()
     }
-    return markdown(table_cells(head, rows, COLUMNS))
+    return markdown(head, rows, COLUMNS)
 
 
 @command
@@ -159,8 +147,9 @@ def train_age_network(argv: list[str]) -> int:
     quantized = recognition.age_and_gender_network()
     load_quantized(flags.out, [quantized])
     images, faces = read_images(held_out + validation, load_image)
+    blurred = gaussian_filter(images, (0, BLURRED, BLURRED, 0))
     print(table("sharp", quantized, images, faces))
-    print(table("blurred", quantized, blur(images, BLURRED), faces))
+    print(table("blurred", quantized, blurred, faces))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.errors import InputError, reason
+from support import InputError, reason
 from support.files import atomic_write
 from support.images import hash_files
 
@@ -34,27 +34,21 @@ class Distribution(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
 
+    @classmethod
+    def fit(cls, z: np.ndarray) -> "Distribution":
+        """Fit the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
+        if len(z) < 2:
+            raise InputError("the distribution of z cannot be fitted to one face: use two or more")
+        unbounded = np.arctanh(np.clip(z.astype(np.float64), -MAX_Z, MAX_Z))
+        covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
+        return cls(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
 
-def fit_distribution(z: np.ndarray) -> Distribution:
-    """Fit the distribution of latent codes, float [N, Z] in (-1, 1). Raises InputError for fewer than two."""
-    if len(z) < 2:
-        raise InputError("the distribution of z cannot be fitted to one face: use two or more")
-    unbounded = np.arctanh(np.clip(z.astype(np.float64), -MAX_Z, MAX_Z))
-    covariance = np.atleast_2d(np.cov(unbounded, rowvar=False))
-    return Distribution(unbounded.mean(axis=0).astype(np.float32), covariance.astype(np.float32))
-
-
-def sample_distribution(distribution: Distribution | int, count: int, seed: int) -> np.ndarray:
-    """Sample latent codes, float32 [count, Z] in (-1, 1); the first ones do not depend on the count.
-
-    An int instead of a distribution is Z: codes are sampled from the prior, U(-1, 1).
-    """
-    if isinstance(distribution, int):
-        return np.random.default_rng(seed).uniform(-1, 1, (count, distribution)).astype(np.float32)
-    values, vectors = np.linalg.eigh(distribution.covariance.astype(np.float64))
-    spread = vectors * np.sqrt(np.maximum(values, 0))  # rounding leaves some eigenvalues a little below 0
-    normal = np.random.default_rng(seed).standard_normal((count, len(values)))
-    return np.tanh(distribution.mean + normal @ spread.T).astype(np.float32)
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """Sample latent codes, float32 [count, Z] in (-1, 1); the first ones do not depend on the count."""
+        values, vectors = np.linalg.eigh(self.covariance.astype(np.float64))
+        spread = vectors * np.sqrt(np.maximum(values, 0))  # rounding leaves some eigenvalues a little below 0
+        normal = np.random.default_rng(seed).standard_normal((count, len(values)))
+        return np.tanh(self.mean + normal @ spread.T).astype(np.float32)
 
 
 def included_model(name: str) -> Path:
