@@ -31,13 +31,27 @@ CHOICES = {
     "precision": PRECISIONS,
 }  # of flags of these names
 # --recipe: the training flags that each sets; explicit flags take precedence
-ADAM = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "schedule": "constant"}
-MUON = {"optimizer": "muon", "learning_rate": 6e-4, "schedule": "cosine"}
-AGING = {"num_z_channels": 200, "balance": True, "flip": True}
 RECIPES = {
-    "paper": {"loss_weights": PRESETS["default"], "num_z_channels": 50, "balance": False, "flip": False, **ADAM},
-    "aging": {"loss_weights": PRESETS["aging"], **AGING, **ADAM},  # of the included aging model
-    "muon": {"loss_weights": PRESETS["aging"] | {"classifier": 5e-3}, **AGING, **MUON},  # so far only a prototype
+    "paper": {
+        "loss_weights": PRESETS["default"],
+        "num_z_channels": 50,
+        "batch_size": 100,
+        "optimizer": "adam",
+        "learning_rate": LEARNING_RATE,
+        "schedule": "constant",
+        "balance": False,
+        "flip": False,
+    },
+    "aging": {  # of the included model of the same name
+        "loss_weights": PRESETS["aging"],
+        "num_z_channels": 200,
+        "batch_size": 32,
+        "optimizer": "muon",
+        "learning_rate": 6e-4,
+        "schedule": "cosine",
+        "balance": True,
+        "flip": True,
+    },
 }
 # config.json records these flags: MODEL_FLAGS under "model", by the names of Hyperparameters, TRAINING_FLAGS under
 # "training"

@@ -258,9 +258,8 @@ def _add_training(flag) -> None:
         "--recipe",
         choices=RECIPES,
         default="paper",
-        help="paper: the paper's losses; aging: more visible aging, that of the included model; muon: aging by Muon "
-        "with a classifier loss, experimental (docs/experiments.md). A recipe sets "
-        f"{', '.join(RECIPES['aging'])}, unless they are given",
+        help="paper: as in the paper; aging: additional losses and Muon, as the included model of that name "
+        f"(docs/experiments.md). A recipe sets {', '.join(RECIPES['aging'])}, unless they are given",
     )
     flag("--batch_size", **COUNT, default=Hyperparameters.size_batch, help="faces in a step")
     flag("--optimizer", choices=CHOICES["optimizer"], default="adam", help="of E and G; the others always use Adam")

@@ -257,7 +257,8 @@ PRESETS = {
     "released": {"G_img": 1e-4, "E_z": 0.0, "tv": 0.0},  # of the reference program's released code
     "default": {"G_img": 1e-4, "E_z": 1e-4, "tv": 1e-4},
     "section41": {"G_img": 0.01, "E_z": 0.01, "tv": 0.1},  # of the paper: 100 : 1 : 1 : 10, divided by 100
-    "aging": {"G_img": 3e-4, "E_z": 1e-4, "tv": 1e-4, "label": 2e-2, "feature": 0.3},  # docs/experiments.md
+    # docs/experiments.md
+    "aging": {"G_img": 3e-4, "E_z": 1e-4, "tv": 1e-4, "label": 2e-2, "feature": 0.3, "classifier": 5e-3},
 }
 
 

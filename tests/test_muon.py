@@ -23,7 +23,7 @@ from tests.conftest import TINY_FLAGS
 from tests.test_training import read_rows, same, weights_of
 
 SMALL = {"size_image": 16, "num_encoder_channels": 4, "num_gen_channels": 32, "size_batch": 10}
-AGING = {name: RECIPES["muon"][name] for name in ("loss_weights", "balance", "flip", "optimizer", "schedule")}
+AGING = {name: RECIPES["aging"][name] for name in ("loss_weights", "balance", "flip", "optimizer", "schedule")}
 RATE = 1e-3
 # a convolution's kernel, a transposed one's, a wide and a tall matrix, a bias
 SHAPES = ([5, 5, 3, 8], [5, 5, 8, 16], [12, 40], [40, 12], [8])
@@ -74,7 +74,7 @@ def train(strategy=None, steps=3):
 
 
 def losses_of(strategy=None, steps=2):
-    """Return the losses of some steps with the recipe muon on random images."""
+    """Return the losses of some steps with the recipe aging on random images."""
     model = FaceAging(**SMALL, strategy=strategy)
     model.optimizer = "muon"
     for name in ("C_z", "C_img"):
@@ -251,8 +251,8 @@ def test_muon_trains_in_bfloat16_and_rejects_float16(tmp_path, faces):
     assert not (tmp_path / "float16").exists()
 
 
-def test_main_trains_with_the_muon_recipe_and_rejects_another_optimizer(workplace, capsys):
-    flags = ["--dataset=drawn", "--recipe=muon", *TINY_FLAGS, "--image_size=16"]
+def test_main_trains_with_the_aging_recipe_and_rejects_another_optimizer(workplace, capsys):
+    flags = ["--dataset=drawn", "--recipe=aging", *TINY_FLAGS, "--image_size=16"]
     assert main.main([*flags, "--precision=mixed_float16", "--epoch=1"]) == 2
     assert "mixed_float16" in capsys.readouterr().err
     assert main.main([*flags, "--epoch=1"]) == 0

@@ -11,11 +11,11 @@ def test_recipes_are_trained_to_the_target_or_the_limit(workplace, capsys):
     flags = ["--target=0", "--every=2", "--limit_steps=4", "--planned_steps=5", "--json=out.json"]
     assert time_to_quality([*TINY, *flags]) == 0
     printed = capsys.readouterr().out
-    assert "| paper | 4 |" in printed and "| muon | 4 |" in printed and "takes" not in printed
+    assert "| paper | 4 |" in printed and "| aging | 4 |" in printed and "takes" not in printed
     measured = json.loads((workplace / "out.json").read_text())
     assert {name: [row[0] for row in rows] for name, rows in measured.items()} == {
         "paper": [0, 2, 4],
-        "muon": [0, 2, 4],
+        "aging": [0, 2, 4],
     }
     assert not (workplace / "save").exists()
 

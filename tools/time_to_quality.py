@@ -66,15 +66,17 @@ def measure(name: str, faces: list, flags: argparse.Namespace) -> Watch:
 
     recipe = dict(RECIPES[name])
     sizes = {flag: getattr(flags, flag) for flag in ("num_encoder_channels", "num_gen_channels")}
-    sizes |= {"size_image": flags.image_size, "size_batch": flags.batch_size, "precision": best_precision()[0]}
+    sizes |= {"size_image": flags.image_size, "num_z_channels": recipe.pop("num_z_channels")}
+    sizes |= {"size_batch": flags.batch_size or recipe["batch_size"], "precision": best_precision()[0]}
+    del recipe["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
-        model = FaceAging(**sizes, num_z_channels=recipe.pop("num_z_channels"), save_dir=folder)
+        model = FaceAging(**sizes, save_dir=folder)
         model._load_image = functools.cache(model._load_image)
         training, held_out, _ = train_val_split(faces, model.seed)
         model.train_step = watch = Watch(model, read_faces(held_out, model.bins, model._load_image), flags)
         steps = flags.limit_steps if recipe["schedule"] == "constant" else flags.planned_steps
         with contextlib.suppress(Finished):
-            model.train(faces, math.ceil(steps / (len(training) // flags.batch_size)), **recipe)
+            model.train(faces, math.ceil(steps / (len(training) // model.size_batch)), **recipe)
             watch.measure()  # after the last planned step
     return watch
 
@@ -99,16 +101,16 @@ def time_to_quality(argv: list[str]) -> int:
     parser = make_parser(time_to_quality)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--dataset", default="UTKFace", metavar="NAME", help="the faces in data/NAME")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["paper", "muon"], help="in this order")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="in this order")
     parser.add_argument("--target", type=float, default=0.114, metavar="L1", help="pixels are within -1 and 1")
     numbers = {
         "every": (100, "steps from one measurement to the next"),
         "limit_steps": (12_000, "give up a recipe after so many steps"),
-        "planned_steps": (2_000, "length of a training with a decaying learning rate"),
+        "planned_steps": (3_300, "length of a training with a decaying learning rate"),
         "image_size": (128, "pixels a side"),
         "num_encoder_channels": (32, "of the encoder's first layer"),
         "num_gen_channels": (512, "of the generator's widest layer"),
-        "batch_size": (64, "faces in a step"),
+        "batch_size": (None, "faces in a step, by default the recipe's"),
     }
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=text)

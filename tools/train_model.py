@@ -1,6 +1,6 @@
 """Train a model for packaging: `python -m tools.train_model --savedir save/run`.
 
-Takes main.py's flags; the defaults are half the channels and batches of 64. Writes after each epoch, beside the run:
+Takes main.py's flags; the defaults are half the channels. Writes after each epoch, beside the run:
 
 - `random/NN.png`: ten random faces (columns; five male, five female) at every age bin (rows, young to old), at the
   same quantiles of the distribution of z after every epoch;
