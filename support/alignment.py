@@ -36,9 +36,7 @@ OUTCOMES_FILE = ".outcomes"  # of the photos of an alignment that is not complet
 ALIGNED_SUFFIX = "_aligned"  # appended by --align True to the name of a data set of photos
 WORKING_SIDE = 2000  # pixels of the longer side at which photos are searched, which bounds time and memory
 SMALLEST_FACE = 24
-PROPOSALS = (
-    300  # at most, of one size and of all: gravel gives thousands, all of which the second network would evaluate
-)
+PROPOSALS = 300  # at most, of one size and of all: images of gravel give thousands, too many for the second network
 ROTATIONS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 ONET_SIDE = 48  # pixels a side of the input of the last network
 CPU = "CPU:0"  # such small networks are slower on a GPU

@@ -9,7 +9,7 @@ from typing import NoReturn
 from support import InputError, printable
 from support.config import CHOICES, EPOCHS, LARGEST_SEED, LEARNING_RATE, RECIPES, Hyperparameters, dataset_name
 from support.labels import AGE_BOUNDS, FEMALE, MALE, OLDEST, AgeBins
-from support.losses import PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
+from support.losses import OLD_PRESETS, PRESETS, TERMS, UNNAMED_COUNTS, complete_weights
 from support.pretrained import DEFAULT_MODEL, INCLUDED_MODELS, OLD_MODEL_NAMES
 from support.terminal import PROJECT, python_command
 
@@ -19,7 +19,6 @@ DETAIL_FLAGS = {"own_age", "own_gender"}  # flags of aging that --detail or --pa
 PASTE_FLAGS = {"face", "years", "film_size"}  # flags of aging that --paste uses
 AGING_FLAGS = {"testdir", "random", "gender", "age", "animate", "photo", "blend", "paste", *DETAIL_FLAGS, *PASTE_FLAGS}
 MAX_INTEGER = 10**9  # the largest whole number that a flag accepts
-OLD_PRESETS = {"2017": "default", "paper": "section41"}  # earlier names, still accepted
 # Types of flags: each returns the value of a text, or raises ArgumentTypeError.
 
 
@@ -48,8 +47,7 @@ def to_path(text: str) -> Path:
 
 
 def whole_number(text: str, low: int = 1, high: int = MAX_INTEGER) -> int:
-    # int() raises ValueError for thousands of digits
-    if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+    if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:  # int() rejects thousands of digits
         raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number within {low}-{high}")
     return int(text)
 
@@ -325,9 +323,7 @@ def check_aging(flags: argparse.Namespace) -> None:
     """Raise InputError for flags of aging that exclude each other, before TensorFlow is loaded."""
     faces = "testdir", "blend", "age", "animate", "align", "photo", "detail"
     rules = [(flags.testdir and flags.blend, "--testdir and --blend exclude each other: use one of them")]
-    rules += [
-        (flags.random and getattr(flags, name), f"--random and --{name} exclude each other: omit one") for name in faces
-    ]
+    rules += [(flags.random and getattr(flags, name), f"--random excludes --{name}: omit one") for name in faces]
     needs = (DETAIL_FLAGS, flags.detail or flags.paste, "detail 1"), (PASTE_FLAGS, flags.paste, "paste True")
     for names, used, fix in needs:
         used_flags = [name for name in sorted(names) if getattr(flags, name) is not None]

@@ -260,6 +260,7 @@ PRESETS = {
     # docs/experiments.md
     "aging": {"G_img": 3e-4, "E_z": 1e-4, "tv": 1e-4, "label": 2e-2, "feature": 0.3, "classifier": 5e-3},
 }
+OLD_PRESETS = {"2017": "default", "paper": "section41"}  # earlier names, still accepted
 
 
 def complete_weights(

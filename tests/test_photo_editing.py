@@ -248,7 +248,7 @@ def test_a_film_shows_the_whole_photo_from_young_to_old_and_back(model, tmp_path
         (["--years=+20"], "--years is for --paste: add --paste True"),
         (["--face=2"], "--face is for --paste"),
         (["--paste=True", "--random=3"], "omit --random"),
-        (["--detail=1", "--random=3"], "--random and --detail exclude each other"),
+        (["--detail=1", "--random=3"], "--random excludes --detail"),
         (["--paste=True", "--testdir=two.png", "--face=9"], "no face 9 in two.png, which shows 2"),
         (["--paste=True", "--testdir=two.png", "--own_age=1,2,3"], "3 values for 2 faces"),
         (["--paste=True", "--testdir=empty.png"], "no face found in empty.png"),
