@@ -157,15 +157,15 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
         return draw_random(flags, explicit)
     paths = flags.blend or find_images(flags.testdir or [str(relative_path(DEMO_FACES))])
     model, _ = load(flags, explicit)
-    detail = {"detail": flags.detail, "own_ages": flags.own_age or (), "own_genders": flags.own_gender or ()}
+    options = {"detail": flags.detail, "own_ages": flags.own_age or (), "own_genders": flags.own_gender or ()}
     if flags.paste:
-        return paste(flags, explicit, model, paths, detail)
+        return paste(flags, explicit, model, paths, options)
     if flags.blend:
         genders = () if flags.gender == "both" else GENDER_CHOICES[flags.gender] * 2
-        drawn = [model.blend(*paths, flags.age or (), genders, flags.align, **detail)]
+        drawn = [model.blend(*paths, flags.age or (), genders, flags.align, **options)]
     else:
         chosen = GENDER_CHOICES[flags.gender], flags.age or (), flags.animate, flags.align, flags.photo
-        aged = model.test(paths, *chosen, **detail)
+        aged = model.test(paths, *chosen, **options)
         print(f"{aged:,} {'face' if aged == 1 else 'faces'} aged")
         folder = model.save_dir / "test"
         name = output_name(paths[0]) if aged == len(paths) == 1 else "NAME"
@@ -177,16 +177,16 @@ def test(flags: argparse.Namespace, explicit: set[str]) -> int:
     return 0
 
 
-def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path], detail: dict) -> int:
+def paste(flags: argparse.Namespace, explicit: set[str], model, paths: list[Path], options: dict) -> int:
     """Write photos with their faces aged in place, by default at the centre of every age bin."""
     genders = GENDER_CHOICES[flags.gender] if "gender" in explicit else ()
     if "detail" not in explicit:
-        detail["detail"] = 1.0
-    detail |= {"years": flags.years or (), "animate": flags.animate, "align": flags.align}
-    detail |= {"faces": (flags.face,) if flags.face else ()}
-    detail |= {"film_side": flags.film_size} if flags.film_size else {}
+        options["detail"] = 1.0
+    options |= {"years": flags.years or (), "animate": flags.animate, "align": flags.align}
+    options |= {"faces": (flags.face,) if flags.face else ()}
+    options |= {"film_side": flags.film_size} if flags.film_size else {}
     ages = flags.age or (() if flags.years or flags.animate else model.bins.centres)
-    count = model.age_photos(paths, ages, genders, **detail)
+    count = model.age_photos(paths, ages, genders, **options)
     print(f"{count:,} {'photo' if count == 1 else 'photos'} aged")
     print(f"Done! Results are saved in {printable(model.save_dir / 'test')}")
     return 0

@@ -298,7 +298,7 @@ def align_dataset(photos: Path, aligned: Path, unknown_gender: bool = False) -> 
             raise InputError(f"no photo in {photos} shows one face to train on{first_names(list(left_out))}")
         for name in set(image_names(partial)).difference(row[0] for row in rows):  # of photos removed meanwhile
             (partial / name).unlink()
-        with (partial / TABLE).open("w", newline="", encoding="utf-8") as file:
+        with (partial / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([TABLE_COLUMNS, *rows])
         (partial / OUTCOMES_FILE).unlink()
         partial.rename(aligned)

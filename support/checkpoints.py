@@ -172,7 +172,7 @@ def has_model(save_dir: Path) -> bool:
 
 def has_network(save_dir: Path, name: str) -> bool:
     """Return whether a run has a network of this name; all of its checkpoints contain it, or none."""
-    for prefix in saved_checkpoints(save_dir / FOLDER):
+    for prefix in saved_checkpoints(save_dir / FOLDER) or saved_checkpoints(save_dir):
         # `restore_latest` reports a damaged one
         with contextlib.suppress(*DAMAGE_ERRORS), readable(prefix) as path:
             return any(variable.startswith(f"{name}/") for variable, _ in tf.train.list_variables(path))

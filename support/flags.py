@@ -101,17 +101,17 @@ def rate(text: str) -> float:
 
 
 def loss_weights(text: str) -> dict[str, float]:
-    """Return the weights of a preset, of a list such as G_img=3e-4,label=0.02, or of three or five numbers, by name."""
-    text = OLD_PRESETS.get(text, text)
+    """Return the weights by name: all of a preset or of three or five numbers, or some, as in G_img=3e-4,label=0.02."""
+    absent, text = dict.fromkeys(TERMS, 0.0), OLD_PRESETS.get(text, text)
     if text in PRESETS:
-        return PRESETS[text]
+        return absent | PRESETS[text]
     try:
         if "=" in text:
             weights = {name.strip(): float(weight) for name, weight in (part.split("=") for part in text.split(","))}
             complete_weights(weights)
             return weights
         if len(numbers(text)) in UNNAMED_COUNTS:
-            return complete_weights(numbers(text))
+            return absent | complete_weights(numbers(text))
         reason = f"neither {', '.join(PRESETS)} nor weights by name"
     except InputError as error:
         reason = str(error)

@@ -30,7 +30,7 @@ class Step(NamedTuple):
     ages: object  # one-hot labels in {-1, +1}, [N, bins]
     genders: object  # [N, 2]
     out: Mapping  # what `FaceAging.forward` returned
-    seed: object  # int32 [2], the run's seed and the step: a second random loss must fold a number of its own into it
+    seed: object  # int32 [2], the run's seed and the step; a second random loss must fold in a number of its own
     weights: Mapping  # the current weights by the names of TERMS, float32 scalars
 
 

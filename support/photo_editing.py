@@ -29,7 +29,7 @@ BLUR = 3 / 128  # standard deviation of the filter that averages the change
 COARSE = 4 / 128  # standard deviation of the filter that divides detail into coarse and fine
 FADE_COARSE, FADE_FINE = 0.08, 0.3  # change at which detail has faded to 1 / e
 WRINKLES_FROM, WRINKLES_IN = 30, 30  # the age in years from which wrinkles develop, and the years that they take
-WEAK = 0.1  # mean fine detail of which half is wrinkles
+WRINKLE_DETAIL = 0.1  # local mean of fine detail at which rejuvenation removes half of it
 STRENGTH_BLUR = 1.5 / 128  # standard deviation of the filter that averages fine detail
 FACE = (0.5, 0.45), (0.5, 0.56)  # centre and radii of an ellipse: hair and background beyond it change less
 FACE_EDGE = 0.8, 1.1  # radii between which the change fades
@@ -69,7 +69,7 @@ def edits(faces, own, aged, own_ages: Sequence[float], ages: Sequence[float], de
     coarse = _blur(faces - own, COARSE * side)
     strength = _blur(np.abs(faces - own - coarse).mean(axis=-1, keepdims=True), STRENGTH_BLUR * side) / 127.5
     wrinkles = np.clip((np.asarray(own_ages) - np.maximum(ages, WRINKLES_FROM)) / WRINKLES_IN, 0, 1)
-    fine_weight = fine_weight * (1 - wrinkles.reshape(-1, 1, 1, 1) / (1 + np.square(strength / WEAK)))
+    fine_weight = fine_weight * (1 - wrinkles.reshape(-1, 1, 1, 1) / (1 + np.square(strength / WRINKLE_DETAIL)))
     offset = aged + detail * ((coarse_weight - fine_weight) * coarse - fine_weight * own)
     scale = detail * fine_weight - 1
     places = (np.arange(side) + 0.5) / side
@@ -289,6 +289,13 @@ def report_faces(found: Detections, name: str) -> list[DetectedFace]:
     return found.faces
 
 
+def check_own_labels(own_ages: Sequence[float], own_genders: Sequence[int], count: int) -> None:
+    """Raise InputError if several ages or genders are given, but not one for each of `count` faces."""
+    for flag, values in (("own_age", own_ages), ("own_gender", own_genders)):
+        if len(values) not in (0, 1, count):
+            raise InputError(f"--{flag} has {len(values)} values for {count} faces: give one, or one for each face")
+
+
 def own_labels(
     faces: np.ndarray,
     known: Sequence[tuple],
@@ -301,11 +308,8 @@ def own_labels(
     They are those known, (age, gender) or () for each face, else own_ages and own_genders, one for all or one for each,
     else estimates of the included age network, which are printed. Raises InputError for another number of labels.
     """
-    count, columns = len(faces), []
-    for flag, values in (("own_age", own_ages), ("own_gender", own_genders)):
-        if len(values) not in (0, 1, count):
-            raise InputError(f"--{flag} has {len(values)} values for {count} faces: give one, or one for each face")
-        columns.append(list(values) * (count // len(values)) if len(values) else [None] * count)
+    check_own_labels(own_ages, own_genders, len(faces))
+    columns = [(list(values) or [None]) * (1 if len(values) > 1 else len(faces)) for values in (own_ages, own_genders)]
     labels = [label or flags for label, flags in zip(known, zip(*columns, strict=True), strict=True)]
     estimated = [None in label for label in labels]
     if any(estimated):

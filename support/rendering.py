@@ -18,7 +18,16 @@ from support.figures import GIF_BYTES, GRID_COLUMNS, framed, save_animation, she
 from support.files import NAME_BYTES, output_name, shortened, unique_name
 from support.images import BadImage, fit_image, read_image, save_image, to_image
 from support.labels import GENDER_NAMES, AgeBins, gender_numbers
-from support.photo_editing import Photo, keep_detail, own_label, own_labels, relative_ages, report_faces, save_photos
+from support.photo_editing import (
+    Photo,
+    check_own_labels,
+    keep_detail,
+    own_label,
+    own_labels,
+    relative_ages,
+    report_faces,
+    save_photos,
+)
 from support.terminal import progress
 
 MAX_FACE_ROWS = 3  # faces: a sheet of at most so many has a row for each face, any other a column
@@ -91,10 +100,7 @@ def read_input_face(path: str | Path, size_image: int, channels: int, align: boo
 
 
 def remove_further(folder: Path, kind: str, genders: Sequence[int], count: int) -> None:
-    """Remove the further sheets of an earlier call with more faces than the `count` of this one.
-
-    kind: "test" or "random", as the names begin.
-    """
+    """Remove further sheets of an earlier call with more than `count` faces; kind: their prefix, "test" or "random"."""
     for gender in genders:
         name = f"{kind}_as_{GENDER_NAMES[gender]}"
         for path in folder.glob(f"{name}_*.png"):
@@ -127,10 +133,13 @@ class Renderer:
 
     def age(self, faces: Iterator[InputFace], genders: Sequence[int], ages: Sequence[float], animate: str) -> int:
         """Draw faces at some ages in years, or as films ("gif" or "mp4"), or on sheets; return their number."""
+        if max(len(self.own_ages), len(self.own_genders)) > 1:
+            faces = list(faces)  # their number is checked before anything is written
+            check_own_labels(self.own_ages, self.own_genders, len(faces))
         count, faces = 0, iter(faces)
         # a face at a time where each has images of its own, so that the progress bar moves
         while chunk := list(itertools.islice(faces, 1 if ages or animate else GRID_COLUMNS)):
-            row = self._row(chunk)
+            row = self._row(chunk, count)
             for gender in genders:
                 if ages:
                     self._draw_ages(row, ages, gender)
@@ -152,13 +161,15 @@ class Renderer:
                 self._save_sheet("random", first, gender, aged, self.bins.names, [""] * len(chunk))
         remove_further(self.folder, "random", genders, len(z))
 
-    def _row(self, faces: list[InputFace]) -> Row:
+    def _row(self, faces: list[InputFace], first: int = 0) -> Row:
+        """Return a row of faces; first: the number of faces before them, which have the first of several own labels."""
         images = np.stack([face.image for face in faces])
         z = self.encode(images)
         if not self.detail:
             return Row(faces, z, None, [], [""] * len(z))
-        known, names = [face.label for face in faces], [face.name for face in faces]
-        *own, estimated = own_labels(images, known, self.own_ages, self.own_genders, names)
+        known, names, last = [face.label for face in faces], [face.name for face in faces], first + len(faces)
+        given = [values[first:last] if len(values) > 1 else values for values in (self.own_ages, self.own_genders)]
+        *own, estimated = own_labels(images, known, *given, names)
         labels = [
             f"{'about ' * unsure}{age:.0f}, {GENDER_NAMES[gender]}"
             for age, gender, unsure in zip(*own, estimated, strict=True)
@@ -177,8 +188,9 @@ class Renderer:
 
     def _with_detail(self, row: Row, crops: list[np.ndarray], aged: np.ndarray, age: float) -> list[np.ndarray]:
         """Return a row's crops at an age in years: aged are the generated faces, uint8 [N or 1, S, S, C]."""
-        images = np.stack([face.image for face in row.faces])
-        return keep_detail(crops, images, row.own, aged, row.ages, age, self.detail)
+        return keep_detail(
+            crops, np.stack([face.image for face in row.faces]), row.own, aged, row.ages, age, self.detail
+        )
 
     def _side(self, row: Row) -> int:
         """Return the side in pixels of a row's faces on a sheet or in a film."""
@@ -219,13 +231,13 @@ class Renderer:
             for gender in genders or (None,):
                 to = own[1] if gender is None else [gender] * len(own[1])
                 suffix = f"_{GENDER_NAMES[to[0]]}" if len(set(to)) == 1 else ""
-                labels = own, to, self.detail, self.encode, self.generate
+                edit_arguments = own, to, self.detail, self.encode, self.generate
                 if rows:
                     paths = [self.folder / f"{name}_{title}{suffix}" for title in rows]
-                    save_photos(paths, photo, photo.aged(list(rows.values()), *labels))
+                    save_photos(paths, photo, photo.aged(list(rows.values()), *edit_arguments))
                 if film:
                     older = np.repeat(self._film_ages()[:, np.newaxis], len(to), axis=1)
-                    film_edits = film.aged(older, *labels)
+                    film_edits = film.aged(older, *edit_arguments)
                     frames = [np.asarray(film.edited(face_edits)) for face_edits in film_edits]
                     path = self.folder / f"{name}{suffix}.{animate}"
                     save_animation(path, [*frames, *frames[-2:0:-1]], FILM_SECONDS, max_bytes=GIF_BYTES)

@@ -118,7 +118,7 @@ def test_without_dlib_identity_is_skipped_with_a_message(run, faces, capsys):
     metrics = run.evaluate(faces[:4])
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install dlib-bin face_recognition_models" in error
-    assert "identity" not in metrics and metrics["aging"]["overall"]["real_age_mae"] >= 0
+    assert "identity" not in metrics and "real_age_mae" in metrics["aging"]["overall"]
     assert "identity" not in run.evaluate(faces[:4], identity=False) and not capsys.readouterr().err
     table = evaluation.report(metrics)
     assert "71+" in table and "rank_correlation" in table and "verification" not in table

@@ -225,6 +225,8 @@ def test_loss_weights_are_parsed_as_preset_names_or_list():
     assert parse("--loss_weights=0.1,0.2,0.3,0,0.5") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3, "feature": 0.5}
     assert parse("--loss_weights=feature=0.1, G_img=2e-4") == {"G_img": 2e-4, "E_z": 1e-4, "tv": 1e-4, "feature": 0.1}
     assert parse("--recipe=aging") == RECIPES["aging"]["loss_weights"]
+    assert parse("--recipe=aging", "--loss_weights=released") == PRESETS["released"]
+    assert parse("--recipe=aging", "--loss_weights=0.1,0.2,0.3") == {"G_img": 0.1, "E_z": 0.2, "tv": 0.3}
     assert parse("--recipe=aging", "--loss_weights=label=0,E_z=0.5") == {
         **{name: weight for name, weight in RECIPES["aging"]["loss_weights"].items() if name != "label"},
         "E_z": 0.5,

@@ -169,6 +169,21 @@ def test_colours_of_a_photo_are_edited_in_its_profile(model, portrait, tmp_path)
     assert np.abs(shown.astype(int) - expected).mean() < 2
 
 
+def test_each_face_of_a_photo_has_its_own_label(model, tmp_path, pair, capsys):
+    pair.save(tmp_path / "two.png")
+    model.save_dir = tmp_path
+    options = {"ages": [8], "align": True, "detail": 1}
+    with pytest.raises(InputError, match="3 values for 2 faces"):
+        model.test([tmp_path / "two.png"], [1], own_ages=[77, 30, 8], own_genders=[1], **options)
+    assert not (tmp_path / "test").exists()
+    written = []
+    for own_ages in ([77, 30], [77], [30]):
+        model.test([tmp_path / "two.png"], [1], own_ages=own_ages, own_genders=[1], **options)
+        written.append([path.read_bytes() for path in sorted((tmp_path / "test").glob("two*_8_female.png"))])
+    assert len(written[0]) == 2 and written[0] == [written[1][0], written[2][1]]
+    assert "estimated" not in capsys.readouterr().out
+
+
 def test_faces_of_a_photo_are_numbered_and_selected(model, tmp_path, pair, capsys):
     pair.save(tmp_path / "two.png")
     model.save_dir = tmp_path

@@ -373,7 +373,7 @@ def test_custom_age_bins_are_recorded_and_rendered(packed_run, faces, monkeypatc
     assert iio.imread(folder / "save/test/02.png").shape[0] == 3 * 32  # a row per bin
     monkeypatch.chdir(folder)
     assert main.main(["--is_train=False", f"--testdir={faces[0].path}"]) == 0
-    assert iio.imread(folder / "save/test/test_as_male.png").shape[0] < 5 * 40  # the input and three ages
+    assert iio.imread(folder / "save/test/test_as_male.png").shape[1] < 10 * 32  # the input and three ages
 
 
 def test_run_with_missing_images_keeps_its_checkpoint(tmp_path, drawn_folder, run):
