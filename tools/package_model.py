@@ -144,11 +144,12 @@ def training_summary(config: dict) -> str:
 
 
 def packing_costs(source: Path, held_out: Sequence[Face]) -> dict[str, dict]:
-    """Return the metrics with weights of more bits, and with those of the last epoch alone."""
+    """Return the metrics with weights of more bits, and with those of the last epoch alone if epochs are averaged."""
     with tempfile.TemporaryDirectory() as folder:
         pack(source, 16, Path(folder))
         models = {"float32": load_averaged(source), "float16": FaceAging.load(folder)}
-    models["float32, of the last epoch alone"] = FaceAging.load(source)
+    if len(kept_epochs(source)) > 1:
+        models["float32, of the last epoch alone"] = FaceAging.load(source)
     return {name: model.evaluate(held_out, identity=False)["overall"] for name, model in models.items()}
 
 
