@@ -164,6 +164,7 @@ def test_two_processes_equal_one_and_stop_together(warm, one_device, tmp_path):
 def test_two_processes_equal_one_with_the_aging_recipe(warm, tmp_path):
     """Muon, C_z and C_img, from their initial weights; the second half of the steps with the classifier loss."""
     flags = ["--recipe=aging", "--savedir=new", "--epoch=2", "--precision=float32", *TINY_FLAGS, "--image_size=16"]
+    flags += ["--learning_rate=6e-5"]  # rounding differences grow with the rate
     rows = []
     for name, begin in (("one", lambda folder: [start(folder, *flags)]), ("two", lambda f: start_workers(f, *flags))):
         folder = copy(warm, tmp_path / name)
