@@ -164,7 +164,7 @@ def test_two_processes_equal_one_and_stop_together(warm, one_device, tmp_path):
 def test_two_processes_equal_one_with_the_aging_recipe(warm, tmp_path):
     """Muon, C_z and C_img, from their initial weights; the second half of the steps with the classifier loss."""
     flags = ["--recipe=aging", "--savedir=new", "--epoch=2", "--precision=float32", *TINY_FLAGS, "--image_size=16"]
-    flags += ["--learning_rate=6e-5"]  # rounding differences grow with the rate
+    flags += ["--learning_rate=6e-5"]  # a tenth, as the bounds below: rounding differences grow with the rate
     rows = []
     for name, begin in (("one", lambda folder: [start(folder, *flags)]), ("two", lambda f: start_workers(f, *flags))):
         folder = copy(warm, tmp_path / name)
@@ -172,7 +172,7 @@ def test_two_processes_equal_one_with_the_aging_recipe(warm, tmp_path):
         rows.append((folder / "new/losses.csv").read_text().splitlines())
     assert rows[0][0] == rows[1][0] and "C_img_loss" in rows[0][0] and len(rows[0]) == 11
     one, two = (np.array([line.split(",") for line in lines[1:]], float) for lines in rows)
-    assert np.abs(one - two)[:5].max() < 1e-3 and np.abs(one - two).max() < 2e-2
+    assert np.abs(one - two)[:5].max() < 1e-4 and np.abs(one - two).max() < 2e-3
 
 
 @pytest.mark.slow
