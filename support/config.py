@@ -25,11 +25,8 @@ SCHEDULES = {
     "cosine": lambda position: 0.02 + 0.98 * (1 + math.cos(math.pi * position)) / 2,
     "linear": lambda position: 1 - position,
 }
-CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "schedule": tuple(SCHEDULES),
-    "precision": PRECISIONS,
-}  # of flags of these names
+# the choices of the flags of these names
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
 # --recipe: the training flags that each sets; explicit flags take precedence
 RECIPES = {
     "paper": {

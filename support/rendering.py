@@ -188,9 +188,8 @@ class Renderer:
 
     def _with_detail(self, row: Row, crops: list[np.ndarray], aged: np.ndarray, age: float) -> list[np.ndarray]:
         """Return a row's crops at an age in years: aged are the generated faces, uint8 [N or 1, S, S, C]."""
-        return keep_detail(
-            crops, np.stack([face.image for face in row.faces]), row.own, aged, row.ages, age, self.detail
-        )
+        images = np.stack([face.image for face in row.faces])
+        return keep_detail(crops, images, row.own, aged, row.ages, age, self.detail)
 
     def _side(self, row: Row) -> int:
         """Return the side in pixels of a row's faces on a sheet or in a film."""
@@ -201,8 +200,8 @@ class Renderer:
         """Return the faces at the size that they are drawn at, uint8 [side, side, C]; None: their own."""
         if row.own is None:
             return [face.image for face in row.faces]
-        channels = row.own.shape[-1]
-        return [fit_image(Image.fromarray(face.crop), side or len(face.crop), channels) for face in row.faces]
+        crops = ((Image.fromarray(face.crop), side or len(face.crop)) for face in row.faces)
+        return [fit_image(crop, size, row.own.shape[-1]) for crop, size in crops]
 
     def age_photos(
         self,
@@ -268,8 +267,7 @@ class Renderer:
         if row.faces[0].photo is not None:
             rows.insert(0, np.stack([fit_image(face.photo, side, channels) for face in row.faces]))
             names.insert(0, "photo")
-        labelled = [i for i, face in enumerate(row.faces) if face.label]
-        if labelled:
+        if labelled := [i for i, face in enumerate(row.faces) if face.label]:
             # what the network keeps of a person: the reconstruction at the labels of the file's name
             ages, genders = zip(*(row.faces[i].label for i in labelled), strict=True)
             centres = np.array(self.bins.centres)[self.bins.index(ages)]

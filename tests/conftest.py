@@ -91,6 +91,16 @@ def run(tmp_path_factory, faces):
     return model
 
 
+@pytest.fixture(scope="module")
+def untrained_run(tmp_path_factory):
+    """The folder of a run whose network has random weights."""
+    from FaceAging import FaceAging
+
+    folder = tmp_path_factory.mktemp("untrained") / "save"
+    FaceAging(**TINY, save_dir=folder).save_checkpoint()
+    return folder
+
+
 @pytest.fixture
 def workplace(tmp_path, drawn_folder, monkeypatch):
     """An empty current folder whose data/drawn contains the synthetic faces."""

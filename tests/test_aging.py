@@ -25,16 +25,8 @@ SHEET_LABELS = ["input", "as labelled", *AgeBins().names]
 
 
 @pytest.fixture(scope="module")
-def save_dir(tmp_path_factory):
-    """A run's folder with a network of random weights."""
-    folder = tmp_path_factory.mktemp("aging") / "save"
-    FaceAging(**TINY, save_dir=folder).save_checkpoint()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(save_dir):
-    return FaceAging.load(save_dir)
+def model(untrained_run):
+    return FaceAging.load(untrained_run)
 
 
 @pytest.fixture
@@ -213,10 +205,10 @@ def test_blend_of_unlabelled_faces_requires_ages(fresh, faces, tmp_path):
     assert fresh.blend(copy, faces[0].path, ages=[20, 30], genders=[MALE, MALE]).exists()
 
 
-def test_main_blends_two_faces_and_prints_the_path(save_dir, faces, capsys):
+def test_main_blends_two_faces_and_prints_the_path(untrained_run, faces, capsys):
     first, second = (face.path for face in faces[:2])
-    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--blend", first, second]) == 0
-    drawn = save_dir / "test" / f"blend_{Path(first).stem}_{Path(second).stem}.png"
+    assert main.main(["--is_train", "False", "--savedir", str(untrained_run), "--blend", first, second]) == 0
+    drawn = untrained_run / "test" / f"blend_{Path(first).stem}_{Path(second).stem}.png"
     assert capsys.readouterr().out.splitlines()[-1] == f"Done! Results are saved as {drawn}" and drawn.is_file()
 
 
@@ -230,10 +222,10 @@ def test_blend_aligns_photos_and_rejects_several_faces(fresh, tmp_path):
     assert not np.array_equal(iio.imread(path), iio.imread(fresh.blend(one, one, [20, 30], [MALE, MALE])))
 
 
-def test_main_reports_a_photo_without_a_face_and_continues(save_dir, tmp_path, capfd):
+def test_main_reports_a_photo_without_a_face_and_continues(untrained_run, tmp_path, capfd):
     Image.fromarray(photo([(430, 200, 200, 10), (130, 150, 110, -10)])).save(tmp_path / "two.png")
     Image.fromarray(photo([])).save(tmp_path / "empty.png")
-    flags = ["--is_train", "False", "--savedir", str(save_dir), "--align", "True", "--testdir"]
+    flags = ["--is_train", "False", "--savedir", str(untrained_run), "--align", "True", "--testdir"]
     assert main.main([*flags, str(tmp_path)]) == 0
     printed = capfd.readouterr().out
     assert "empty.png: no face found" in printed and "2 faces aged" in printed
@@ -290,8 +282,8 @@ def test_load_rejects_a_folder_without_a_model(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_main_ages_a_folder_and_prints_the_result(save_dir, drawn_folder, capsys):
-    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(drawn_folder)]) == 0
+def test_main_ages_a_folder_and_prints_the_result(untrained_run, drawn_folder, capsys):
+    assert main.main(["--is_train", "False", "--savedir", str(untrained_run), "--testdir", str(drawn_folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         "Building graph ...",
@@ -299,39 +291,39 @@ def test_main_ages_a_folder_and_prints_the_result(save_dir, drawn_folder, capsys
         "Loading pre-trained model ...",
         "SUCCESS ^_^",
         "60 faces aged",
-        f"Done! Results are saved as {save_dir / 'test' / 'test_as_xxx.png'}",
+        f"Done! Results are saved as {untrained_run / 'test' / 'test_as_xxx.png'}",
     ]
 
 
-def test_main_ages_a_single_image_or_a_pattern(save_dir, faces, drawn_folder, capsys):
+def test_main_ages_a_single_image_or_a_pattern(untrained_run, faces, drawn_folder, capsys):
     for testdir, count in ((faces[0].path, 1), (str(drawn_folder / "1?_0_*.jpg"), None)):
-        assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", testdir]) == 0
+        assert main.main(["--is_train", "False", "--savedir", str(untrained_run), "--testdir", testdir]) == 0
         matched = count or len(list(drawn_folder.glob("1?_0_*.jpg")))
         assert re.search(rf"^{matched} faces? aged$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_main_rejects_a_folder_of_unreadable_images(save_dir, tmp_path, capfd):
+def test_main_rejects_a_folder_of_unreadable_images(untrained_run, tmp_path, capfd):
     for name in ("one.jpg", "two.png"):
         (tmp_path / name).write_bytes(b"not an image")
-    before = sorted(save_dir.rglob("*"))
-    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
+    before = sorted(untrained_run.rglob("*"))
+    assert main.main(["--is_train", "False", "--savedir", str(untrained_run), "--testdir", str(tmp_path)]) == 2
     printed = capfd.readouterr()
     assert printed.err.count("\n") == 1 and "no face to age in any of 2 images" in printed.err
     assert "one.jpg" in printed.out and "two.png" in printed.out
-    assert sorted(save_dir.rglob("*")) == before
+    assert sorted(untrained_run.rglob("*")) == before
 
 
 @pytest.mark.parametrize("content", ["a file", "nothing"])
-def test_main_rejects_a_testdir_without_images(save_dir, tmp_path, capsys, content):
+def test_main_rejects_a_testdir_without_images(untrained_run, tmp_path, capsys, content):
     if content == "a file":
         (tmp_path / "notes.txt").write_text("not an image")
-    assert main.main(["--is_train", "False", "--savedir", str(save_dir), "--testdir", str(tmp_path)]) == 2
+    assert main.main(["--is_train", "False", "--savedir", str(untrained_run), "--testdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no images in" in error
 
 
-def test_python_example_of_the_readme_runs(save_dir, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("FaceAging.included_model", lambda name: save_dir)
+def test_python_example_of_the_readme_runs(untrained_run, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("FaceAging.included_model", lambda name: untrained_run)
     monkeypatch.chdir(tmp_path)
     Path("face.jpg").write_bytes(Path(faces[0].path).read_bytes())
     project = Path(main.__file__).parent
@@ -345,8 +337,8 @@ def test_python_example_of_the_readme_runs(save_dir, faces, tmp_path, monkeypatc
     assert [image.shape for image in names["photos"]] == [(128, 128, 3)] * 2
 
 
-def test_later_calls_do_not_retrace(save_dir, faces):
-    model = FaceAging.load(save_dir)
+def test_later_calls_do_not_retrace(untrained_run, faces):
+    model = FaceAging.load(untrained_run)
     images = np.stack([load_image(face.path, 32, 3) for face in faces[:5]])
 
     def traced():

@@ -28,14 +28,6 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a run with random weights."""
-    folder = tmp_path_factory.mktemp("photo") / "run"
-    FaceAging(**TINY, save_dir=folder).save_checkpoint()
-    return folder
-
-
-@pytest.fixture(scope="module")
 def portrait():
     """A public-domain photo of one person, from matplotlib's sample data."""
     path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
@@ -271,19 +263,19 @@ def test_a_film_shows_the_whole_photo_from_young_to_old_and_back(model, tmp_path
     ],
 )
 def test_invalid_flags_are_rejected_in_one_line_and_nothing_is_written(
-    flags, message, run, tmp_path, pair, monkeypatch, capsys
+    flags, message, untrained_run, tmp_path, pair, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     pair.save("two.png")
     Image.new("RGB", (300, 200), "grey").save("empty.png")
-    before = sorted([*tmp_path.rglob("*"), *run.rglob("*")])
+    before = sorted([*tmp_path.rglob("*"), *untrained_run.rglob("*")])
     try:
-        status = main.main(["--is_train=False", f"--savedir={run}", *flags])
+        status = main.main(["--is_train=False", f"--savedir={untrained_run}", *flags])
     except SystemExit as error:
         status = error.code
     errors = capsys.readouterr().err
     assert status == 2 and message in errors and errors.count("\n") == 1
-    assert sorted([*tmp_path.rglob("*"), *run.rglob("*")]) == before
+    assert sorted([*tmp_path.rglob("*"), *untrained_run.rglob("*")]) == before
 
 
 def test_main_pastes_a_photo_at_every_bin_by_default(tmp_path, portrait, monkeypatch, capsys):
